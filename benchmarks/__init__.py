@@ -1,0 +1,1 @@
+"""Speed, measured and reported; nothing here is asserted."""

@@ -1,0 +1,1 @@
+"""Score over density for three methods."""

@@ -1,0 +1,1 @@
+"""Dense score of every form of the needle task."""

@@ -1,0 +1,89 @@
+"""What the studies share: running a preset's sweep, reading its points, and writing results into a page."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sah.report.summary import PointSummary
+from sah.runners.callback import collect_points, read_jobs
+
+FAST = ["model=tiny", "tracker=none", "dataset.length=512", "dataset.num_examples=2", "dataset.depths=2"]
+"""Overrides of the fast form, which shows that a study runs; its scores mean nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a study's command line says."""
+
+    folder: Path
+    """Where its page and figures go."""
+
+    output_dir: Path
+    """Where the rows go; the same folder resumes."""
+
+    fast: bool
+    overrides: list[str]
+
+
+def parse_options(description: str, folder: Path) -> Options:
+    """Read a study's command line.
+
+    Args:
+        description: One sentence on the study.
+        folder: The study's own folder, which holds its page.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--fast", action="store_true", help="a tiny random model and two examples, in under a minute")
+    parser.add_argument("--folder", type=Path, default=folder, help="where the page and figures go")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the rows go")
+    parser.add_argument("overrides", nargs="*", help="further overrides, as for python -m sah.run")
+    given = parser.parse_args()
+    if given.fast and given.folder == folder:
+        parser.error("--fast would overwrite the real result: give --folder as well")
+    return Options(given.folder, given.output_dir, given.fast, given.overrides)
+
+
+def run_preset(preset: str, options: Options) -> list[tuple[PointSummary, list[str]]]:
+    """Run the sweep that a preset holds; points that are done already are not computed again.
+
+    Args:
+        preset: Name in conf/experiment.
+        options: The command line.
+
+    Returns:
+        The points in the sweep's order, each with the overrides of its job.
+    """
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    sweep = options.output_dir / "studies" / preset / started
+    command = [sys.executable, "-m", "sah.run", f"+experiment={preset}", f"output_dir={options.output_dir}"]
+    command += [f"hydra.sweep.dir={sweep}", *(FAST if options.fast else []), *options.overrides]
+    subprocess.run(command, check=True)
+    jobs = [job for job in read_jobs(sweep) if job["status"] == "ok"]
+    points = [(collect_points([job])[0][0], job["overrides"]) for job in jobs]
+    return list({job["point"]: point for job, point in zip(jobs, points, strict=True)}.values())
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Put a result into a page, between the markers `<!-- name -->` and `<!-- /name -->`.
+
+    Args:
+        page: A Markdown file; made with the block alone if it does not exist.
+        name: The block's name.
+        text: Its new content.
+    """
+    block = f"<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    old = page.read_text(encoding="utf-8") if page.exists() else block
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    if not pattern.search(old):
+        raise SystemExit(f"{page} has no block <!-- {name} -->")
+    page.write_text(pattern.sub(lambda _: block, old).rstrip("\n") + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Prefilled contexts, and a bounded store that lets all points of a process share them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from sah.adapters.kv_cache import cache_bytes, cut_back
+from sah.adapters.prompt import ContextPrompt
+
+
+@dataclass
+class ContextCache:
+    """A context after its dense prefill.
+
+    Between questions the cache holds exactly the context; `answer` appends to it while it runs and cuts it back.
+    """
+
+    prompt: ContextPrompt
+    """The context and its token ids."""
+
+    past_key_values: DynamicCache
+    """Keys and values of the context, (1, kv_heads, length, head_dim) a layer."""
+
+    prefill_seconds: float = 0.0
+    """Wall seconds of the prefill."""
+
+    prefill_cpu_seconds: float = 0.0
+    """CPU seconds of the prefill."""
+
+    context_state: dict[Any, Any] = field(default_factory=dict)
+    """What methods derive from the context's keys alone; shared by all questions, written by none of them."""
+
+    @property
+    def length(self) -> int:
+        """Number of context tokens in the cache."""
+        return len(self.prompt.ids)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the context's token ids."""
+        return ids_digest(self.prompt.ids)
+
+    def nbytes(self) -> int:
+        """Return the bytes of the cached keys and values."""
+        return cache_bytes(self.past_key_values)
+
+    def cut_back(self) -> None:
+        """Remove everything behind the context."""
+        cut_back(self.past_key_values, self.length)
+
+
+class ContextStore:
+    """Keeps prefilled contexts in memory, up to a number of bytes.
+
+    Sweeps read contexts in the same order again and again, for which keeping the first ones that fit is best: the
+    least recently used one would always be the next one needed. Contexts of another group (model and data
+    set) make room.
+
+    Args:
+        capacity_bytes: Most bytes to keep; 0 keeps none.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._entries: OrderedDict[tuple[Hashable, str], ContextCache] = OrderedDict()
+
+    def get(self, group: Hashable, context: str, prefill: Callable[[str], ContextCache]) -> tuple[ContextCache, bool]:
+        """Return a prefilled context, prefilling it if it is not kept.
+
+        Args:
+            group: Everything beside the text that the cache depends on: the model and the data set.
+            context: The text.
+            prefill: Computes the cache.
+
+        Returns:
+            The cache, and whether it was there already.
+        """
+        key = (group, hashlib.sha256(context.encode()).hexdigest())
+        if key in self._entries:
+            return self._entries[key], True
+        cache = prefill(context)
+        size = cache.nbytes()
+        for other in [k for k in self._entries if k[0] != group]:
+            if self.nbytes() + size <= self.capacity_bytes:
+                break
+            del self._entries[other]
+        if self.nbytes() + size <= self.capacity_bytes:
+            self._entries[key] = cache
+        return cache, False
+
+    def nbytes(self) -> int:
+        """Return the bytes of all kept contexts."""
+        return sum(cache.nbytes() for cache in self._entries.values())
+
+    def clear(self) -> None:
+        """Forget all contexts."""
+        self._entries.clear()
+
+
+def ids_digest(ids: list[int]) -> str:
+    """Hash token ids; equal ids give equal digests on every machine."""
+    return hashlib.sha256(torch.tensor(ids, dtype=torch.int64).numpy().tobytes()).hexdigest()[:32]

@@ -1,0 +1,151 @@
+"""Greedy decoding of one question over a prefilled context.
+
+Follows kvpress's `generate_answer` (github.com/NVIDIA/kvpress): explicit positions that continue the context's, one
+token at a time, until an end token or the limit. Unlike there, an end token ends the answer when it comes first, too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sah.adapters.attention_switch import META_DATA_KEY
+from sah.adapters.context_cache import ContextCache
+from sah.sparse_attention.statistics import DECODE, QUESTION, STATISTICS_KEY, AttentionStatistics
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer with what it took."""
+
+    text: str
+    """The answer without special tokens."""
+
+    token_ids: list[int]
+    """Generated ids, the end token included where one came."""
+
+    stop_reason: str
+    """`eos` or `length`."""
+
+    num_question_tokens: int
+    """Tokens that went through the model in one chunk before the first generated one."""
+
+    kv_len: int
+    """Keys in the cache when the answer was complete."""
+
+    question_seconds: float
+    question_cpu_seconds: float
+    """Time of the question's chunk, the first generated token included."""
+
+    decode_seconds: float
+    decode_cpu_seconds: float
+    """Time of all further tokens."""
+
+    density: float | None
+    """Measured density of question and decode together; None for a dense answer."""
+
+    density_by_phase: dict[str, float | None]
+    """Measured density of each phase."""
+
+    attention_calls: int
+    """Calls of the sparse attention; 0 for a dense answer."""
+
+    @property
+    def decode_ms_per_token(self) -> float | None:
+        """Milliseconds a token after the first; None if there was no other."""
+        steps = len(self.token_ids) - 1
+        return 1000 * self.decode_seconds / steps if steps > 0 else None
+
+
+class Stopwatch:
+    """Wall and CPU seconds since it was made; waits for the device first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._start = self._now()
+
+    def read(self) -> tuple[float, float]:
+        """Return (wall, CPU) seconds since the last reading, and start again."""
+        now, before = self._now(), self._start
+        self._start = now
+        return now[0] - before[0], now[1] - before[1]
+
+    def _now(self) -> tuple[float, float]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter(), time.process_time()
+
+
+@torch.no_grad()
+def decode_greedily(
+    model: Any,
+    tokenizer: Any,
+    cache: ContextCache,
+    question_ids: list[int],
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+    sparse_meta_data: dict[Any, Any] | None,
+) -> Answer:
+    """Answer a question in whichever attention the model is switched to.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        cache: The prefilled context; on return, also by exception, it holds exactly the context again.
+        question_ids: Ids that follow the context's.
+        max_new_tokens: Most tokens to generate, at least 1.
+        stop_ids: Ids that end the answer.
+        sparse_meta_data: Passed to every model call, or None for dense attention.
+
+    Returns:
+        The answer.
+    """
+    device = model.get_input_embeddings().weight.device
+    extra = {} if sparse_meta_data is None else {META_DATA_KEY: sparse_meta_data}
+    statistics = AttentionStatistics() if sparse_meta_data is None else sparse_meta_data[STATISTICS_KEY]
+    past = cache.past_key_values
+    generated: list[int] = []
+    watch = Stopwatch(device)
+    question_times = (0.0, 0.0)
+    try:
+        chunk = question_ids
+        position = cache.length
+        while True:
+            statistics.phase = DECODE if generated else QUESTION
+            logits = model(
+                input_ids=torch.tensor([chunk], device=device),
+                position_ids=torch.arange(position, position + len(chunk), device=device)[None],
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+                **extra,
+            ).logits
+            position += len(chunk)
+            chunk = [int(logits[0, -1].argmax())]
+            if not generated:
+                question_times = watch.read()
+            generated += chunk
+            if chunk[0] in stop_ids or len(generated) >= max_new_tokens:
+                break
+        decode_times = watch.read()
+    finally:
+        cache.cut_back()
+    return Answer(
+        text=tokenizer.decode(generated, skip_special_tokens=True),
+        token_ids=generated,
+        stop_reason="eos" if generated[-1] in stop_ids else "length",
+        num_question_tokens=len(question_ids),
+        kv_len=position,
+        question_seconds=question_times[0],
+        question_cpu_seconds=question_times[1],
+        decode_seconds=decode_times[0],
+        decode_cpu_seconds=decode_times[1],
+        density=statistics.density(),
+        density_by_phase={phase: statistics.density(phase) for phase in (QUESTION, DECODE)},
+        attention_calls=statistics.calls(),
+    )

@@ -1,0 +1,327 @@
+"""`ModelAdapterHF`: a causal language model of transformers with a sparse attention."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sah.adapters import attention_switch as switch
+from sah.adapters.base import DEFAULT_MAX_NEW_TOKENS, ModelAdapter, Request, RequestResponse
+from sah.adapters.context_cache import ContextCache, ids_digest
+from sah.adapters.generation import Answer, Stopwatch, decode_greedily
+from sah.adapters.kv_cache import cut_back, new_cache
+from sah.adapters.prompt import PromptFormatter
+from sah.errors import ConfigError, DataError, ModelError, StateError
+from sah.sparse_attention.base import SparseAttention
+from sah.sparse_attention.config import SparseAttentionConfig
+from sah.sparse_attention.randomness import LANES_KEY
+from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
+
+
+class ModelAdapterHF(ModelAdapter):
+    """Runs contexts dense, questions and answers sparse, on any decoder that uses transformers' attention interface.
+
+    Args:
+        sparse_attention_config: The sparse attention, or None for an adapter that always runs dense.
+        model_name: A hub id or a local folder, as `from_pretrained` takes it.
+        tokenizer_kwargs: Passed to `AutoTokenizer.from_pretrained` as they are.
+        model_kwargs: Passed to `AutoModelForCausalLM.from_pretrained` as they are: `device_map`, `dtype`,
+            `attn_implementation`, `trust_remote_code`, `quantization_config`, `revision`, ...
+
+    Raises:
+        ConfigError: If the sparse attention cannot be built.
+        ModelError: If transformers refuses the model, the tokenizer or an argument; its own error is chained.
+    """
+
+    def __init__(
+        self,
+        sparse_attention_config: SparseAttentionConfig | None,
+        model_name: str,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self._registered_name: str | None = None
+        self._finalizer: weakref.finalize | None = None  # type: ignore[type-arg]
+        super().__init__(sparse_attention_config, model_name, **(model_kwargs or {}))
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model_name, **(tokenizer_kwargs or {}))
+        except Exception as error:
+            raise ModelError(f"transformers cannot load the tokenizer of {model_name!r}: {error}") from error
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.prompts = PromptFormatter(self.tokenizer)
+        self._loaded = switch.implementations(self.model)
+
+    def create_model(self, model_name: str, **kwargs: Any) -> Any:
+        """Load a model for inference; see `ModelHubAdapterInterface.create_model`.
+
+        Raises:
+            ModelError: If transformers refuses; its own error is chained.
+        """
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(model_name, **kwargs)
+            return model.eval()
+        except Exception as error:
+            raise ModelError(f"transformers cannot load the model {model_name!r}: {error}") from error
+
+    @property
+    def window(self) -> int | None:
+        """Longest sequence the model allows, in tokens; None if it names none."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
+        """Wrap a sparse attention for transformers; see `attention_switch.attention_function`."""
+        return switch.attention_function(sparse_attention)
+
+    @contextmanager
+    def enable_sparse_mode(self) -> Iterator[None]:
+        """Run the model sparse inside the `with` block.
+
+        Every model call in the block needs `sparse_meta_data={...}`. On exit each module has again the implementation
+        that it had on entry.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ConfigError: If the adapter has no sparse attention.
+        """
+        if self.sparse_attention is None:
+            raise ConfigError(
+                "This adapter was made with sparse_attention_config=None and always runs dense. "
+                "Give it a config, or use adapter.with_sparse_attention(config)."
+            )
+        with switch.switched(self._loaded, self._register(self.sparse_attention)):
+            yield
+
+    @contextmanager
+    def enable_dense_mode(self) -> Iterator[None]:
+        """Run the model with the attention it was loaded with inside the `with` block, also inside sparse mode.
+
+        Yields:
+            Nothing.
+        """
+        with switch.switched(self._loaded, None):
+            yield
+
+    def with_sparse_attention(self, sparse_attention_config: SparseAttentionConfig | None) -> ModelAdapterHF:
+        """Make an adapter with its own sparse attention that shares this one's model and tokenizer.
+
+        Args:
+            sparse_attention_config: The other sparse attention, or None for dense.
+
+        Returns:
+            A new adapter; nothing is loaded again.
+        """
+        other = copy.copy(self)
+        other._registered_name = None
+        other._finalizer = None
+        other.sparse_attention_config = sparse_attention_config
+        other.sparse_attention = (
+            None if sparse_attention_config is None else SparseAttention.create_from_config(sparse_attention_config)
+        )
+        return other
+
+    def close(self) -> None:
+        """Remove this adapter's entries from transformers' registries. The model stays usable, dense.
+
+        Raises:
+            StateError: If the adapter's sparse mode is active.
+        """
+        if self._sparse_is_active():
+            raise StateError("The adapter is in sparse mode and cannot be closed. Leave `enable_sparse_mode()` first.")
+        if self._finalizer is not None:
+            self._finalizer()
+        self._registered_name = None
+
+    def prefill(self, context: str) -> ContextCache:
+        """Run a context through the model once, dense.
+
+        Args:
+            context: The context.
+
+        Returns:
+            Its cache, for any number of `answer` calls.
+
+        Raises:
+            DataError: If the context is empty or longer than the model's window.
+        """
+        prompt = self.prompts.context_prompt(context)
+        self._check_window(len(prompt.ids), "The context has")
+        past = new_cache(self.model.config)
+        watch = Stopwatch(self._device)
+        self._prefill_ids(prompt.ids, past)
+        wall, cpu = watch.read()
+        return ContextCache(prompt, past, prefill_seconds=wall, prefill_cpu_seconds=cpu)
+
+    def answer(
+        self,
+        cache: ContextCache,
+        question: str,
+        *,
+        answer_prefix: str = "",
+        max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    ) -> Answer:
+        """Answer one question over a prefilled context: sparse, or dense if the adapter has no sparse attention.
+
+        Args:
+            cache: From `prefill`, of this model. It holds exactly the context again afterwards.
+            question: The question, joined to the context as it is.
+            answer_prefix: Text that the answer starts with.
+            max_new_tokens: Most tokens to generate.
+
+        Returns:
+            The answer, a function of context, question, settings and seed alone.
+
+        Raises:
+            ConfigError: If `max_new_tokens` is below 1.
+            DataError: If the question is empty, or everything together exceeds the model's window.
+            ModelError: If the adapter is sparse but no layer of the model called its attention.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens} is not allowed. Allowed: a whole number of at least 1")
+        ids = self.prompts.question_ids(cache.prompt, question, answer_prefix)
+        self._check_window(
+            cache.length + len(ids) + max_new_tokens, f"Context, question and {max_new_tokens} new tokens have"
+        )
+        arguments = (self.model, self.tokenizer, cache, ids, max_new_tokens, self._stop_ids)
+        if self.sparse_attention is None:
+            with self.enable_dense_mode():
+                return decode_greedily(*arguments, sparse_meta_data=None)
+        with self.enable_sparse_mode():
+            answer = decode_greedily(*arguments, sparse_meta_data=self._new_meta_data(cache, ids))
+        self._check_sparse(answer.attention_calls)
+        return answer
+
+    def process_request(self, request: Request) -> RequestResponse:
+        """Answer all questions of a request over one dense prefill; see `ModelHubAdapterInterface.process_request`."""
+        questions = [request.questions] if isinstance(request.questions, str) else request.questions
+        responses: list[str] = []
+        if questions:
+            cache = self.prefill(request.context)
+            for question in questions:
+                answer = self.answer(
+                    cache, question, answer_prefix=request.answer_prefix, max_new_tokens=request.max_new_tokens
+                )
+                responses.append(answer.text)
+        return RequestResponse(responses[0] if isinstance(request.questions, str) else responses)
+
+    @torch.no_grad()
+    def generate(self, inputs: str | torch.Tensor, **kwargs: Any) -> Any:
+        """Run transformers' own `generate` (sampling, stop strings, streamers) in the mode that is active.
+
+        Inside `enable_sparse_mode()` all but the prompt's last token is prefilled dense, and that token and the answer
+        run sparse; outside everything is dense.
+
+        Args:
+            inputs: A prompt, tokenized as it is, or ids (1, length).
+            **kwargs: As for `model.generate`.
+
+        Returns:
+            What `model.generate` returns.
+
+        Raises:
+            ConfigError: If sparse mode is asked for with beams or a batch.
+            DataError: If the prompt is empty.
+            ModelError: If sparse mode is on but no layer of the model called the attention.
+        """
+        ids = self.tokenizer(inputs, return_tensors="pt")["input_ids"] if isinstance(inputs, str) else inputs
+        if ids.numel() == 0:
+            raise DataError("The prompt is empty. Allowed: a text or ids of at least one token.")
+        ids = ids.to(self._device)
+        kwargs.setdefault("attention_mask", torch.ones_like(ids))
+        if "stop_strings" in kwargs:
+            kwargs.setdefault("tokenizer", self.tokenizer)
+        if not self._sparse_is_active():
+            return self.model.generate(ids, **kwargs)
+        if ids.shape[0] != 1 or kwargs.get("num_beams", 1) != 1 or kwargs.get("num_return_sequences", 1) != 1:
+            raise ConfigError(
+                "Sparse generation keeps the state of one sequence, but a batch, beams or several return sequences "
+                "were asked for. Call it once for each prompt, with num_beams=1 and num_return_sequences=1."
+            )
+        past = new_cache(self.model.config)
+        if ids.shape[1] > 1:
+            self._prefill_ids(ids[0, :-1].tolist(), past)
+        meta_data = self._meta_data({}, ids_digest(ids[0].tolist()))
+
+        def pass_on(_: Any, args: Any, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**call, switch.META_DATA_KEY: meta_data}
+
+        # `generate` refuses keyword arguments that it does not know, so they join at the model's door.
+        hook = self.model.register_forward_pre_hook(pass_on, with_kwargs=True)
+        try:
+            output = self.model.generate(ids, past_key_values=past, **kwargs)
+        finally:
+            hook.remove()
+        self._check_sparse(meta_data[STATISTICS_KEY].calls())
+        return output
+
+    def count_prompt_tokens(self, context: str, question: str, answer_prefix: str = "") -> int:
+        """Return the number of tokens of a whole prompt, template and answer prefix included."""
+        return len(self.prompts.prompt_ids(context, question, answer_prefix))
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def _stop_ids(self) -> frozenset[int]:
+        ids = self.model.generation_config.eos_token_id
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return frozenset()
+        return frozenset([ids] if isinstance(ids, int) else ids)
+
+    @torch.no_grad()
+    def _prefill_ids(self, ids: list[int], past: Any) -> None:
+        with self.enable_dense_mode():
+            self.model(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.arange(len(ids), device=self._device)[None],
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        cut_back(past, len(ids))
+
+    def _new_meta_data(self, cache: ContextCache, question_ids: list[int]) -> dict[Any, Any]:
+        return self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
+
+    @staticmethod
+    def _meta_data(context_state: dict[Any, Any], lane: str) -> dict[Any, Any]:
+        return {"context_state": context_state, LANES_KEY: [lane], STATISTICS_KEY: AttentionStatistics()}
+
+    def _register(self, sparse_attention: SparseAttention) -> str:
+        if self._registered_name is None:
+            name = switch.unique_name()
+            switch.register(name, self.get_custom_attention_function(sparse_attention))
+            self._finalizer = weakref.finalize(self, switch.unregister, name)
+            self._registered_name = name
+        return self._registered_name
+
+    def _sparse_is_active(self) -> bool:
+        name = self._registered_name
+        return name is not None and any(config._attn_implementation == name for config, _ in self._loaded)
+
+    def _check_sparse(self, calls: int) -> None:
+        if calls == 0:
+            raise ModelError(
+                f"The model {self.model_name!r} ran without calling the sparse attention once: it has no "
+                "full-attention layer, or its code does not use transformers' attention interface. Its answers would be dense ones."
+            )
+
+    def _check_window(self, tokens: int, what: str) -> None:
+        if self.window is not None and tokens > self.window:
+            raise DataError(
+                f"{what} {tokens} tokens, but the model's window is {self.window}. Nothing is cut off silently: "
+                "give a shorter context, fewer new tokens, or a model with a longer window."
+            )

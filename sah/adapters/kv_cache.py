@@ -1,0 +1,103 @@
+"""The KV cache of a context: grows without copying, and can be cut back exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+HEADROOM = 512
+"""Tokens of room kept behind a context, so that questions and answers seldom need a larger buffer."""
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the base is not annotated
+    """A layer whose keys and values are views of larger buffers.
+
+    `DynamicLayer` concatenates at every token and so copies the whole context each time; here a token is written behind
+    the last one. Cutting back only shortens the views.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values.
+
+        Args:
+            key_states: (batch, kv_heads, q_len, head_dim).
+            value_states: (batch, kv_heads, q_len, value_dim).
+            *args: Not used.
+            **kwargs: Not used.
+
+        Returns:
+            All keys and values, (batch, kv_heads, kv_len, dim), as views.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._buffers is None or end > self._buffers[0].shape[-2] or not self._owns_view():
+            old = (self.keys, self.values)
+            self._buffers = (self._grown(key_states, old[0], end), self._grown(value_states, old[1], end))
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = states
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def _owns_view(self) -> bool:
+        # Beam search replaces `keys` by a reordered copy; writing behind the old buffer would then be wrong.
+        if self._buffers is None or self.keys is None:
+            return False
+        return bool(self.keys.data_ptr() == self._buffers[0].data_ptr())
+
+    @staticmethod
+    def _grown(states: torch.Tensor, old: torch.Tensor | None, end: int) -> torch.Tensor:
+        buffer = states.new_empty(*states.shape[:-2], end + HEADROOM + end // 8, states.shape[-1])
+        if old is not None and old.numel():
+            buffer[..., : old.shape[-2], :] = old
+        return buffer
+
+
+def new_cache(config: Any) -> DynamicCache:
+    """Make an empty cache for a model.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        A cache whose full-attention layers grow in place; sliding-window layers remember what a cut has to restore.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if hasattr(cache, "layer_class_to_replicate") and cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    for layer in cache.layers:
+        if hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+    return cache
+
+
+def cut_back(cache: DynamicCache, length: int) -> None:
+    """Cut a cache back to its first tokens.
+
+    Args:
+        cache: The cache.
+        length: Tokens to keep; the cache must hold at least as many.
+    """
+    # Zero is no no-op: it also makes sliding-window layers forget what lies behind their window.
+    excess = cache.get_seq_length() - length
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.crop(-excess)
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Return the bytes of keys and values in use, without headroom."""
+    layers: list[Any] = cache.layers
+    states = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(t.numel() * t.element_size() for t in states)

@@ -1,0 +1,1 @@
+"""Configuration: dataclasses, where `conf/` lies, registration with Hydra, and validation. Imports no torch."""

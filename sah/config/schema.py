@@ -1,0 +1,99 @@
+"""The composed config of one point, as `conf/config.yaml` lays it out. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from sah.config.base import ValidatedConfig
+from sah.config.model import ModelConfig
+from sah.config.values import check_count, check_share
+from sah.errors import bad_value
+
+DEFAULT_MAX_NEW_TOKENS = 50
+"""Answer length where neither the command line nor the question sets one."""
+
+
+@dataclass
+class GenerationOptions(ValidatedConfig):
+    """How answers are generated."""
+
+    max_new_tokens: int | None = None
+    """Most tokens of an answer. None: the question's own limit, else `DEFAULT_MAX_NEW_TOKENS`."""
+
+    def limit(self, question_limit: int | None) -> int:
+        """Tell how many tokens one answer may have.
+
+        Args:
+            question_limit: The question's own limit, None if it has none.
+
+        Returns:
+            The limit that holds, at least 1.
+        """
+        return self.max_new_tokens or question_limit or DEFAULT_MAX_NEW_TOKENS
+
+    def validate(self) -> None:
+        """Check the limit.
+
+        Raises:
+            ConfigError: If it is below 1.
+        """
+        super().validate()
+        if self.max_new_tokens is not None:
+            check_count("generation.max_new_tokens", self.max_new_tokens, minimum=1)
+
+
+@dataclass
+class ExperimentConfig(ValidatedConfig):
+    """Root of the config tree. The four groups are checked by `sah.config.build`, the rest here."""
+
+    EXECUTIONS: ClassVar[tuple[str, ...]] = ("auto", "research", "efficient")
+
+    model: ModelConfig
+    masker: Any
+    """Masker key to its values, in the order of the recipe; `{dense: {}}` is the dense baseline."""
+
+    dataset: Any
+    tracker: Any
+    """The tracker's name; its values stand in the top-level node of that name."""
+
+    density: Any = 0.1
+    """Share of the allowed keys that budgeted maskers keep, unless they have a budget of their own."""
+
+    execution: Any = "auto"
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    seed: int = 0
+    """Seed of sampling maskers. Data sets have a seed of their own."""
+
+    output_dir: str = "outputs"
+    """Folder of results and of Hydra's job folders, relative to the working folder."""
+
+    context_cache_gib: float = 4.0
+    """Most memory in GiB for the prefilled contexts that the points of one process share; 0 keeps none."""
+
+    threads: int | None = 1
+    """CPU threads of torch; None leaves torch's own choice."""
+
+    def validate(self) -> None:
+        """Check the values that stand at the root.
+
+        Raises:
+            ConfigError: If one of them cannot be used.
+        """
+        super().validate()
+        check_share("density", self.density)
+        if self.execution not in self.EXECUTIONS:
+            raise bad_value("execution", self.execution, ", ".join(self.EXECUTIONS), "execution=auto")
+        check_count("seed", self.seed)
+        if not self.output_dir.strip():
+            raise bad_value("output_dir", self.output_dir, "the path of a folder", "output_dir=outputs")
+        if not (math.isfinite(self.context_cache_gib) and self.context_cache_gib >= 0):
+            raise bad_value(
+                "context_cache_gib",
+                self.context_cache_gib,
+                "a number of GiB, 0 or more",
+                "context_cache_gib=4",
+            )
+        if self.threads is not None:
+            check_count("threads", self.threads, minimum=1)

@@ -1,0 +1,1 @@
+"""Scores of predictions against reference answers, and their aggregates. Pure Python."""

@@ -1,0 +1,75 @@
+"""One line of a point table, read from a point's `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PointSummary:
+    """The figures of a point that tables and figures show. None means not measured."""
+
+    label: str
+    metric: str
+    questions: int
+    """Questions that both arms answered and scored (dense alone for a dense point)."""
+    failed: int
+    """Questions without an answer or a score, in either arm."""
+    dense: float | None
+    sparse: float | None
+    difference: float | None
+    """Mean of the paired differences, sparse minus dense."""
+    density_requested: float | None
+    density_measured: float | None
+    prefill_seconds: float | None
+    """Mean of the prefills that this point's rows did; None where all contexts were there already."""
+    question_ms: tuple[float | None, float | None]
+    """Dense and sparse: mean milliseconds until the first token."""
+    decode_ms: tuple[float | None, float | None]
+    """Dense and sparse: milliseconds a further token."""
+
+    @property
+    def decode_speed_up(self) -> float | None:
+        """Dense time a token divided by sparse time a token."""
+        dense, sparse = self.decode_ms
+        return dense / sparse if dense and sparse else None
+
+
+def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
+    """Read the figures of a point.
+
+    Args:
+        metrics: Content of `metrics.json`.
+
+    Returns:
+        Its line.
+    """
+    metric = metrics["metrics"][0]
+    dense, sparse = metrics["dense"], metrics.get("sparse")
+    arms = [arm for arm in (dense, sparse) if arm is not None]
+    failed = sum(count for arm in arms for status, count in arm["status"].items() if status != "ok")
+    dense_score = dense["scores"].get(metric, {})
+    pair = metrics.get("comparison", {}).get("scores", {}).get(metric, {})
+    main = sparse if sparse is not None else dense
+    prefills = [arm["prefill"] for arm in arms if arm["prefill"]["count"]]
+    return PointSummary(
+        label=metrics["label"],
+        metric=metric,
+        questions=pair.get("pairs", 0) if sparse is not None else dense_score.get("count", 0),
+        failed=failed,
+        dense=pair.get("dense") if sparse is not None else dense_score.get("mean"),
+        sparse=pair.get("sparse"),
+        difference=pair.get("difference"),
+        density_requested=metrics.get("density_requested"),
+        density_measured=main["measures"].get("density_measured"),
+        prefill_seconds=prefills[0]["seconds"] if prefills else None,
+        question_ms=(_question_ms(dense), _question_ms(sparse)),
+        decode_ms=(dense["decode_ms_per_token"], None if sparse is None else sparse["decode_ms_per_token"]),
+    )
+
+
+def _question_ms(arm: Mapping[str, Any] | None) -> float | None:
+    seconds = None if arm is None else arm["measures"].get("question_seconds")
+    return None if seconds is None else 1000 * seconds

@@ -1,0 +1,1 @@
+"""Runs points: composes model, attention, data, scores, store and tracker."""

@@ -1,0 +1,171 @@
+"""A Hydra job: from the composed config to results, tracker and table."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sah.config.build import build_experiment
+from sah.config.experiment import Experiment
+from sah.errors import ModelError, SahError
+from sah.report.summary import summarise_point
+from sah.report.table import print_lines, print_table, speed_note
+from sah.results.files import replace_json
+from sah.results.provenance import collect
+from sah.runners.point import DENSE_WAIT_SECONDS, Point, prepare_point, run_point
+from sah.runners.scoring import score_point
+from sah.runners.session import Session
+from sah.runners.tracking import log_point, run_info
+from sah.tracking.discovery import create_tracker
+
+_log = logging.getLogger(__name__)
+
+JOB_FILE = "job.json"
+"""In a job's folder: whether it worked, and where its point lies."""
+
+_session = Session()
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job knows beside its config."""
+
+    folder: Path
+    """The job's own folder."""
+
+    overrides: tuple[str, ...] = ()
+    """The command line's overrides of this job."""
+
+    sweep: str | None = None
+    """Name of the sweep that it belongs to."""
+
+
+def run_job(config: DictConfig) -> None:
+    """Run one composed point. In a sweep, failures are recorded and the next point goes on.
+
+    Args:
+        config: What Hydra composed.
+
+    Raises:
+        SahError: In a single run, if anything was wrong; rows computed before are kept.
+    """
+    hydra = HydraConfig.get()
+    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), _sweep_name(hydra))
+    if hydra.mode != RunMode.MULTIRUN:
+        _show(*_run_and_record(config, context))
+        return
+    try:
+        _run_and_record(config, context)
+    except Exception as error:
+        # One failing point must not end a sweep: it is in job.json and in the exit code of the whole.
+        message = str(error) if isinstance(error, SahError) else traceback.format_exc()
+        _log.error("Point %s failed: %s", " ".join(context.overrides), message)
+
+
+def run_experiment(
+    experiment: Experiment, context: JobContext, session: Session, config: dict[str, Any]
+) -> tuple[Point, dict[str, Any], str | None]:
+    """Run a point, score it, and tell the tracker.
+
+    Args:
+        experiment: The point.
+        context: The job.
+        session: Caches of the process.
+        config: The composed config as plain data.
+
+    Returns:
+        The point, its metrics, and where the tracker shows the run (None for nowhere).
+
+    Raises:
+        SahError: If it cannot be run. Rows computed before are kept.
+    """
+    point = prepare_point(experiment, session, config)
+    tracker = create_tracker(experiment.tracker)
+    tracker.start(run_info(point, config, context.folder, context.sweep))
+    try:
+        run_point(point, session)
+        metrics = score_point(point)
+        with point.main.store.writer(DENSE_WAIT_SECONDS):
+            point.main.store.write_provenance(_provenance(point, context))
+        log_point(tracker, point, metrics)
+    except BaseException:
+        tracker.finish(failed=True)
+        raise
+    tracker.finish(failed=bool(summarise_point(metrics).failed))
+    return point, metrics, tracker.location
+
+
+def _run_and_record(config: DictConfig, context: JobContext) -> tuple[Point, dict[str, Any], str | None]:
+    record: dict[str, Any] = {"status": "failed", "overrides": list(context.overrides)}
+    try:
+        plain = _plain(config)
+        replace_json(context.folder / "config.json", plain)
+        point, metrics, location = run_experiment(build_experiment(config), context, _session, plain)
+        store = point.main.store
+        record |= {"point": store.id, "folder": str(store.folder.resolve()), "label": point.main.label}
+        _raise_for_failed_rows(point, metrics)
+        record["status"] = "ok"
+        return point, metrics, location
+    except BaseException as error:
+        record["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        replace_json(context.folder / JOB_FILE, record)
+
+
+def _show(point: Point, metrics: dict[str, Any], location: str | None) -> None:
+    summary = summarise_point(metrics)
+    title = f"{point.model.label}, {point.experiment.dataset.name}, {summary.metric}"
+    print_table([summary], title)
+    lines = [speed_note([summary]), f"Results: {point.main.store.folder}"]
+    print_lines(*lines, *([f"Tracker: {location}"] if location else []))
+
+
+def _raise_for_failed_rows(point: Point, metrics: dict[str, Any]) -> None:
+    failed = summarise_point(metrics).failed
+    if not failed:
+        return
+    arms = [arm for arm in (point.dense, point.sparse) if arm is not None]
+    errors = [row.error for arm in arms for row in arm.store.load().values() if row.error]
+    raise ModelError(
+        f"{failed} answers of this point are missing. The first error: {errors[0] if errors else 'see scores.jsonl'} "
+        "All other answers are kept; the same command tries the missing ones again."
+    )
+
+
+def _provenance(point: Point, context: JobContext) -> dict[str, Any]:
+    model = point.model.adapter.model
+    return collect(
+        overrides=context.overrides,
+        seed=point.experiment.seed,
+        threads=point.experiment.threads,
+        checkpoint_hash=point.model.checkpoint_hash,
+        extra={
+            "model": point.experiment.model.name,
+            "dtype": str(model.dtype),
+            "device": str(model.device),
+            "dense_attention": model.config._attn_implementation,
+        },
+    )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _sweep_name(hydra: Any) -> str | None:
+    preset: str | None = hydra.runtime.choices.get("experiment")
+    if hydra.mode != RunMode.MULTIRUN:
+        return preset
+    # The same command is the same sweep, whenever it is resumed.
+    return preset or "sweep-" + hashlib.sha256(" ".join(sys.argv[1:]).encode()).hexdigest()[:8]

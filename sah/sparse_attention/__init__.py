@@ -1,0 +1,39 @@
+"""Sparse attention: masks, maskers, and the two executions of a recipe.
+
+Names are loaded on first use, so that configs can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from sah.sparse_attention.discovery import public_names
+
+_CORE = {
+    "SparseAttention": "sah.sparse_attention.base.SparseAttention",
+    "SparseAttentionConfig": "sah.sparse_attention.config.SparseAttentionConfig",
+    "MaskerConfig": "sah.sparse_attention.config.MaskerConfig",
+    "ResearchAttention": "sah.sparse_attention.research.ResearchAttention",
+    "ResearchAttentionConfig": "sah.sparse_attention.config.ResearchAttentionConfig",
+    "EfficientAttention": "sah.sparse_attention.efficient.EfficientAttention",
+    "EfficientAttentionConfig": "sah.sparse_attention.config.EfficientAttentionConfig",
+    "Mask": "sah.sparse_attention.mask.Mask",
+    "ResearchMasker": "sah.sparse_attention.maskers.base.ResearchMasker",
+    "FixedMasker": "sah.sparse_attention.maskers.base.FixedMasker",
+    "TopKMasker": "sah.sparse_attention.maskers.base.TopKMasker",
+    "SamplingMasker": "sah.sparse_attention.maskers.base.SamplingMasker",
+    "OracleTopKConfig": "sah.sparse_attention.maskers.topk_config.TopKMaskerConfig",
+}
+
+
+def __getattr__(name: str) -> Any:
+    path = _CORE.get(name) or public_names().get(name)
+    if path is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = path.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_CORE, *public_names()})

@@ -1,0 +1,73 @@
+"""The interface of sparse attention."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from sah.errors import ConfigError
+from sah.sparse_attention.config import SparseAttentionConfig
+
+
+class SparseAttention(ABC):
+    """Computes attention over the keys that a method keeps. Knows nothing of models or libraries."""
+
+    @classmethod
+    def create_from_config(cls, config: SparseAttentionConfig) -> SparseAttention:
+        """Build the sparse attention that a config describes.
+
+        Args:
+            config: A config whose class names its attention class.
+
+        Returns:
+            The attention.
+
+        Raises:
+            ConfigError: If the config is none of sparse attention, or of another class than asked for.
+        """
+        if not isinstance(config, SparseAttentionConfig) or not config.attention:
+            raise ConfigError(
+                f"{config!r} describes no sparse attention. Allowed: ResearchAttentionConfig(masker_configs=[...]) or "
+                "EfficientAttentionConfig(masker_configs=[...])"
+            )
+        module, _, name = config.attention.rpartition(".")
+        built = getattr(import_module(module), name)
+        if not issubclass(built, cls):
+            raise ConfigError(
+                f"{type(config).__name__} builds {name}, not {cls.__name__}: call {name}.create_from_config"
+            )
+        return built(config)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def custom_attention(
+        self,
+        module: torch.nn.Module | None,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: dict[Any, Any],
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Compute attention for one layer.
+
+        Args:
+            module: The model's attention module, or None.
+            queries: (batch, heads, q_len, head_dim).
+            keys: (batch, kv_heads, kv_len, head_dim), never repeated.
+            values: (batch, kv_heads, kv_len, value_dim).
+            attention_mask: Boolean or additive, broadcastable to (batch, heads, q_len, kv_len); None means causal.
+            scaling: Factor of the dot products.
+            dropout: Share of weights dropped.
+            sparse_meta_data: State of the question at hand; the attention keeps its per-layer state in it.
+            **kwargs: `layer_idx` (required), and what the model passes on: `s_aux` (learned sink logits, (heads,)),
+                `softcap` (cap on logits).
+
+        Returns:
+            Output (batch, q_len, heads, value_dim), and the weights (batch, heads, q_len, kv_len) or None.
+        """

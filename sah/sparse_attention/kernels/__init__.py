@@ -1,0 +1,1 @@
+"""Numeric building blocks; each fast form has its plain twin beside it."""

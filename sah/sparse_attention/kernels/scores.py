@@ -1,0 +1,50 @@
+"""Attention logits over keys that are never repeated for the query heads of a group."""
+
+from __future__ import annotations
+
+import torch
+
+
+def group_size(queries: torch.Tensor, keys: torch.Tensor) -> int:
+    """Return how many query heads share one KV head.
+
+    Args:
+        queries: (batch, heads, q_len, head_dim).
+        keys: (batch, kv_heads, kv_len, head_dim).
+
+    Returns:
+        heads / kv_heads.
+
+    Raises:
+        ValueError: If heads is no multiple of kv_heads.
+    """
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads are no multiple of {kv_heads} KV heads")
+    return heads // kv_heads
+
+
+def attention_logits(
+    queries: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None = None
+) -> torch.Tensor:
+    """Compute scaled dot products in float32, one matrix product a KV head.
+
+    Args:
+        queries: (batch, heads, q_len, head_dim).
+        keys: (batch, kv_heads, kv_len, head_dim).
+        scaling: Factor of the dot products.
+        softcap: Where the model caps its logits (Gemma-2): the result is `softcap * tanh(logits / softcap)`.
+
+    Returns:
+        Logits (batch, heads, q_len, kv_len), float32.
+    """
+    batch, heads, q_len, head_dim = queries.shape
+    kv_heads, kv_len = keys.shape[1], keys.shape[2]
+    grouped = queries.reshape(batch, kv_heads, group_size(queries, keys) * q_len, head_dim)
+    logits = (grouped.float() * scaling) @ keys.float().transpose(-1, -2)
+    return cap_logits(logits.view(batch, heads, q_len, kv_len), softcap)
+
+
+def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Apply a model's soft cap to its logits; None leaves them as they are."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -1,0 +1,82 @@
+"""What a tracker is, and what a run tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from sah.config.base import ValidatedConfig
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What identifies a run to a tracker."""
+
+    run_id: str
+    """Stable over resumes: the point's id."""
+    name: str
+    """For people, e.g. `llama niah topk 0.1`."""
+    folder: Path
+    """Where the tracker may put files; created if missing."""
+    group: str | None = None
+    """What the run belongs to: the sweep."""
+    job_type: str = "eval"
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The whole resolved configuration, as plain data without secrets."""
+
+
+class Tracker(Protocol):
+    """A place that shows runs. Calls come in the order `start`, any of `log_*`, `finish`."""
+
+    @property
+    def location(self) -> str | None:
+        """Where to look: a URL, or a folder with the command that uploads it. None if there is nothing."""
+
+    def start(self, info: RunInfo) -> None:
+        """Begin a run, or go on with the one of the same id.
+
+        Args:
+            info: The run.
+        """
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Record the run's final numbers.
+
+        Args:
+            values: JSON data; nested dicts are kept.
+        """
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Record a table.
+
+        Args:
+            name: E.g. `predictions`.
+            columns: Column names.
+            rows: One sequence of cells a row, as long as `columns`.
+        """
+
+    def finish(self, failed: bool = False) -> None:
+        """End the run.
+
+        Args:
+            failed: Whether the run is to be marked as failed.
+        """
+
+
+@dataclass
+class TrackerConfig(ValidatedConfig):
+    """Base of the trackers' configs. A subclass lives in a module `sah/tracking/*_config.py` of its own."""
+
+    name: ClassVar[str]
+    """What `tracker=` calls it, and the top-level key of its settings."""
+
+    def create(self) -> Tracker:
+        """Build the tracker, importing what it needs.
+
+        Returns:
+            The tracker, not yet started. Use `sah.tracking.discovery.create_tracker`, which makes it safe.
+        """
+        raise NotImplementedError

@@ -1,0 +1,65 @@
+"""Finding trackers by their config modules, and building one. Imports no wandb."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+import sah.tracking
+from sah.errors import ConfigError, bad_value
+from sah.tracking.base import TrackerConfig
+from sah.tracking.safe import SafeTracker
+
+
+def tracker_configs() -> dict[str, type[TrackerConfig]]:
+    """Find every tracker: the `TrackerConfig` classes of the modules `sah/tracking/*_config.py`.
+
+    Returns:
+        Name to config class, sorted by name.
+    """
+    found: dict[str, type[TrackerConfig]] = {}
+    for module_info in pkgutil.iter_modules(sah.tracking.__path__):
+        if not module_info.name.endswith("_config"):
+            continue
+        module = importlib.import_module(f"sah.tracking.{module_info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, TrackerConfig) and member.__module__ == module.__name__:
+                found[member.name] = member
+    return dict(sorted(found.items()))
+
+
+def tracker_config(name: object, values: Mapping[str, Any] | None = None) -> TrackerConfig:
+    """Build a tracker's config from what was composed.
+
+    Args:
+        name: The value of the top-level key `tracker`.
+        values: The top-level node of that name, as plain data; None or empty for the defaults.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        ConfigError: If there is no such tracker, or a value cannot be used.
+    """
+    configs = tracker_configs()
+    if not isinstance(name, str) or name not in configs:
+        raise bad_value("tracker", name, ", ".join(configs), "tracker=none")
+    try:
+        return configs[name](**(values or {}))
+    except TypeError as error:
+        raise ConfigError(f"The node {name!r} cannot be used: {error}") from error
+
+
+def create_tracker(config: TrackerConfig) -> SafeTracker:
+    """Build a tracker of which no failure reaches the run.
+
+    Args:
+        config: The tracker's config.
+
+    Returns:
+        The tracker, not yet started. Use a new one for every run.
+    """
+    return SafeTracker(config.name, config.create)

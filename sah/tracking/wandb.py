@@ -1,0 +1,201 @@
+"""Weights & Biases (wandb 0.31).
+
+One wandb run a point, with the point's id, so that a resumed point goes on in the same run. Its files lie in
+the run's folder and nowhere in the working folder. Console output, code, installed packages and machine data
+are not captured: the configuration and the results say what they must.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sah.errors import missing_extra
+from sah.tracking.base import RunInfo
+from sah.tracking.wandb_config import WandbConfig
+
+Mode = Literal["online", "offline", "disabled"]
+
+_log = logging.getLogger(__name__)
+_ENVIRONMENT_MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+_MAX_TAG = 64  # the server's limit
+
+_refused: set[str] = set()
+"""Servers that could not be used in this process; `auto` does not wait for them again."""
+
+
+class WandbTracker:
+    """A tracker that writes one wandb run.
+
+    Args:
+        config: Mode, project and the like.
+    """
+
+    def __init__(self, config: WandbConfig) -> None:
+        self._config = config
+        self._run: Any = None
+        self._mode: Mode = "disabled"
+
+    @property
+    def location(self) -> str | None:
+        """The run's page, or its folder with the command that uploads it."""
+        if self._run is None or self._mode == "disabled":
+            return None
+        if self._mode == "online":
+            return str(self._run.url)
+        return f"{self._run.settings.sync_dir} (upload it with: wandb sync {self._run.settings.sync_dir})"
+
+    def start(self, info: RunInfo) -> None:
+        """Begin a wandb run, or go on with the one of the same id.
+
+        Args:
+            info: The run.
+
+        Raises:
+            ConfigError: If wandb is not installed.
+            wandb.Error: If wandb refuses. With mode `auto` a refusing server leads to an offline run instead.
+        """
+        server = _server()
+        if self._config.mode == "auto":
+            self._mode = _automatic_mode(server)
+            if self._mode == "online":
+                try:
+                    self._run = self._init(info, "online")
+                    return
+                except Exception as error:
+                    _refused.add(server)
+                    _log.warning("No online run on %s (%s). This and later runs are kept offline.", server, error)
+                    self._mode = "offline"
+                    _forget_failed_run()
+        else:
+            self._mode = _ENVIRONMENT_MODES[self._config.mode]
+        self._run = self._init(info, self._mode)
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Set the run's summary.
+
+        Args:
+            values: JSON data; nested dicts become nested summary keys.
+        """
+        self._run.summary.update(dict(values))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a `wandb.Table`.
+
+        Args:
+            name: Its key.
+            columns: Column names.
+            rows: Cells; what is no scalar is written as JSON.
+        """
+        import wandb
+
+        cells = [[_cell(value) for value in row] for row in rows]
+        self._run.log({name: wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)})
+
+    def finish(self, failed: bool = False) -> None:
+        """End the run, waiting for uploads as long as the config allows.
+
+        Args:
+            failed: Whether to mark the run as failed.
+        """
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish(exit_code=1 if failed else 0)
+
+    def _init(self, info: RunInfo, mode: Mode) -> Any:
+        import wandb
+
+        info.folder.mkdir(parents=True, exist_ok=True)
+        tags = dict.fromkeys(tag[:_MAX_TAG] for tag in (*info.tags, *self._config.tags))
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_code=True,
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            x_disable_stats=not self._config.system_stats,
+            init_timeout=self._config.start_timeout,
+            finish_timeout=self._config.finish_timeout,
+        )
+        return wandb.init(
+            project=self._config.project,
+            entity=self._config.entity,
+            id=info.run_id,
+            name=info.name,
+            group=self._config.group or info.group,
+            job_type=info.job_type,
+            tags=list(tags),
+            config=dict(info.config),
+            dir=str(info.folder.absolute()),
+            mode=mode,
+            resume="allow",
+            reinit="create_new",
+            allow_val_change=True,
+            settings=settings,
+        )
+
+
+def key_is_configured(server: str) -> bool:
+    """Ask wandb whether it has credentials, without network: environment, netrc, or wandb's own settings.
+
+    Args:
+        server: The server's URL.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        wandb.errors.AuthenticationError: If there are some that cannot be right.
+    """
+    from wandb.sdk.lib import wbauth
+
+    found = wbauth.authenticate_session(host=server, source="sah", prompt=False, update_session=False)
+    return found is not None
+
+
+def _server() -> str:
+    # wandb's usage telemetry is off unless asked for: to a server that is gone it holds the process up for 20 s
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb
+    except ImportError as error:
+        raise missing_extra("wandb", "wandb", "tracker=wandb") from error
+    return str(wandb.setup().settings.base_url)
+
+
+def _forget_failed_run() -> None:
+    """End wandb's helper process, which otherwise holds the id of a run that did not start."""
+    import wandb
+
+    wandb.teardown()
+
+
+def _automatic_mode(server: str) -> Mode:
+    asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""))
+    if asked is not None:
+        return asked
+    if server in _refused:
+        return "offline"
+    try:
+        return "online" if key_is_configured(server) else "offline"
+    except Exception as error:
+        _log.warning("The credentials for %s cannot be used (%s). The run is kept offline.", server, error)
+        return "offline"
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return json.dumps(value, default=str)

@@ -1,0 +1,191 @@
+"""A stand-in for the W&B server over HTTP, enough for runs with config, summary, history, files and tables.
+
+It keeps what clients send in memory. `refuse_keys=True` answers every request as a server does that does not
+know the API key; `fails_from` names an operation at which it breaks for good. Operations it does not know are
+listed in `unknown` and answered with nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PROJECT = {"id": "cHJvamVjdA==", "name": "sah", "entity": {"id": "ZW50aXR5", "name": "local"}}
+VIEWER = {"id": "viewer", "username": "local", "entity": "local", "flags": "{}", "teams": {"edges": []}}
+
+
+class FakeWandbServer:
+    """The server; use it as a context manager."""
+
+    def __init__(self, refuse_keys: bool = False, fails_from: str | None = None) -> None:
+        self.refuse_keys = refuse_keys
+        self.fails_from = fails_from
+        self.broken = False
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.operations: list[str] = []
+        self.unknown: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FakeWandbServer:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def stream(self, run: str, body: dict[str, Any]) -> None:
+        """Take in what the run's file stream sends: history, summary, exit code."""
+        state = self.runs.setdefault(run, {})
+        for name, chunk in (body.get("files") or {}).items():
+            if name == "wandb-history.jsonl":
+                state.setdefault("history", []).extend(json.loads(line) for line in chunk["content"])
+            elif name == "wandb-summary.json":
+                state["summary"] = json.loads(chunk["content"][-1])
+        if body.get("complete"):
+            state["exitcode"] = body.get("exitcode")
+
+    def reply(self, operation: str, query: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Answer a GraphQL operation."""
+        self.operations.append(operation)
+        if operation == "UpsertBucket":
+            return self._upsert_run(values)
+        if operation == "RunResumeStatus":
+            return {"model": self._resume_status(values["name"])}
+        if operation == "CreateRunFiles":
+            files = [self._upload(f"{values['run']}/{name}") for name in values.get("files", [])]
+            return {"createRunFiles": {"runID": values["run"], "uploadHeaders": [], "files": files}}
+        if operation == "Viewer" or "viewer" in query:
+            return {"viewer": VIEWER, "serverInfo": None}
+        if operation == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation == "CreateArtifact":
+            artifact = {"id": "YXJ0aWZhY3Q=", "digest": values.get("digest"), "state": "PENDING"}
+            artifact["artifactSequence"] = {"id": "s", "latestArtifact": None}
+            return {"createArtifact": {"artifact": artifact}}
+        if operation == "CreateArtifactManifest":
+            upload = self._upload("artifact/wandb_manifest.json")
+            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": {**upload, "id": "f"}}}}
+        if operation == "CreateArtifactFiles":
+            edges = [{"node": self._artifact_file(spec)} for spec in values["input"]["artifactFiles"]]
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        if operation == "CommitArtifact":
+            return {"commitArtifact": {"artifact": {"id": "YXJ0aWZhY3Q=", "digest": "d"}}}
+        self.unknown.append(f"{operation}: {query} {values}")
+        return {}
+
+    def _upsert_run(self, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("name") or values["id"]
+        known = name in self.runs
+        run = self.runs.setdefault(name, {})
+        for key in ("displayName", "groupName", "jobType", "tags", "project", "entity"):
+            if values.get(key) is not None:
+                run[key] = values[key]
+        if values.get("config"):
+            run["config"] = json.loads(values["config"])
+        bucket = {"id": name, "name": name, "displayName": run.get("displayName") or name, "description": ""}
+        bucket |= {"config": None, "sweepName": None, "project": PROJECT, "historyLineCount": 0}
+        return {"upsertBucket": {"bucket": bucket, "inserted": not known}}
+
+    def _resume_status(self, name: str) -> dict[str, Any]:
+        run = self.runs.get(name)
+        bucket = None
+        if run is not None:
+            bucket = {
+                "id": name,
+                "name": name,
+                "displayName": run.get("displayName"),
+                "summaryMetrics": json.dumps(run.get("summary", {})),
+                "config": json.dumps(run.get("config", {})),
+                "tags": run.get("tags", []),
+                "historyLineCount": len(run.get("history", [])),
+                "logLineCount": 0,
+                "eventsLineCount": 0,
+                "historyTail": json.dumps([json.dumps(row) for row in run.get("history", [])[-1:]]),
+                "eventsTail": "[]",
+                "notes": None,
+                "wandbConfig": json.dumps({"t": 1}),
+            }
+        return {**PROJECT, "bucket": bucket}
+
+    def _upload(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name.rpartition("/")[2],
+            "uploadUrl": f"{self.url}/upload/{name}",
+            "uploadHeaders": [],
+        }
+
+    def _artifact_file(self, spec: dict[str, Any]) -> dict[str, Any]:
+        upload = self._upload(f"artifact/{spec['name']}")
+        return {
+            **upload,
+            "id": "f",
+            "name": spec["name"],
+            "displayName": spec["name"],
+            "storagePath": spec["name"],
+            "uploadMultipartUrls": None,
+            "artifact": {"id": "YXJ0aWZhY3Q="},
+        }
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no news."""
+
+
+def _handler(fake: FakeWandbServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_PUT(self) -> None:
+            fake.files[self.path] = self._body()
+            self._send({})
+
+        def do_GET(self) -> None:
+            self._send({}, 404)
+
+        def do_POST(self) -> None:
+            data = self._body()
+            if self.path != "/graphql" and not self.path.endswith("/file_stream"):
+                self._send({}, 404)
+                return
+            body = json.loads(data or b"{}")
+            fake.broken |= fake.fails_from is not None and fake.fails_from in body.get("query", "")
+            if fake.refuse_keys:
+                self._send({"errors": [{"message": "user is not logged in"}]}, 401)
+            elif fake.broken:
+                self._send({"errors": [{"message": "out of order"}]}, 500)
+            elif self.path.endswith("/file_stream"):
+                fake.stream(self.path.split("/")[-2], body)
+                self._send({"exitcode": None, "limits": {}})
+            else:
+                named = re.search(r"(?:query|mutation)\s+(\w+)", body["query"])
+                operation = named[1] if named else "?"
+                self._send({"data": fake.reply(operation, body["query"], body.get("variables") or {})})
+
+        def _body(self) -> bytes:
+            data = self.rfile.read(int(self.headers.get("content-length", 0)))
+            return gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data
+
+        def _send(self, answer: dict[str, Any], code: int = 200) -> None:
+            data = json.dumps(answer).encode()
+            self.send_response(code)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler

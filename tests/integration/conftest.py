@@ -1,0 +1,66 @@
+"""A fresh folder and fresh caches for every test of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import sah.runners.job as job
+from sah.adapters.context_cache import ContextCache
+from sah.adapters.generation import Answer
+from sah.adapters.huggingface import ModelAdapterHF
+from sah.config.register import register_configs
+from sah.runners.session import Session
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty folder, with no contexts and examples kept from other tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "_session", Session())
+    register_configs()
+    yield tmp_path
+
+
+@dataclass
+class Work:
+    """What the model was asked to do."""
+
+    prefills: list[str] = field(default_factory=list)
+    """Contexts, in order."""
+    dense: list[str] = field(default_factory=list)
+    """Questions answered dense."""
+    sparse: list[str] = field(default_factory=list)
+    """Questions answered sparse."""
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        for calls in (self.prefills, self.dense, self.sparse):
+            calls.clear()
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Prefills, dense answers, sparse answers."""
+        return len(self.prefills), len(self.dense), len(self.sparse)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Count prefills and answers."""
+    counted = Work()
+    prefill, answer = ModelAdapterHF.prefill, ModelAdapterHF.answer
+
+    def counting_prefill(self: ModelAdapterHF, context: str) -> ContextCache:
+        counted.prefills.append(context)
+        return prefill(self, context)
+
+    def counting_answer(self: ModelAdapterHF, cache: ContextCache, question: str, **options: object) -> Answer:
+        (counted.dense if self.sparse_attention is None else counted.sparse).append(question)
+        return answer(self, cache, question, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ModelAdapterHF, "prefill", counting_prefill)
+    monkeypatch.setattr(ModelAdapterHF, "answer", counting_answer)
+    return counted

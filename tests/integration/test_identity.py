@@ -1,0 +1,125 @@
+"""Which settings make another point, and which do not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sah.config.build import build_experiment
+from sah.config.paths import conf_dir
+from sah.runners.point import Point, prepare_point
+from sah.runners.session import Session
+from tests.integration.running import ROOT, arguments, run, stored
+
+Prepare = Callable[..., Point]
+
+
+@pytest.fixture
+def point() -> Iterator[Prepare]:
+    """A function from settings to the prepared point; nothing is computed or written."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        yield lambda *given: prepare_point(build_experiment(compose("config", list(arguments(*given)))), Session())
+
+
+def ids(prepared: Point) -> tuple[str, str]:
+    """Give the ids of the dense baseline and of the point."""
+    return prepared.dense.store.id, prepared.main.store.id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dataset.length=600",
+        "dataset.seed=1",
+        "dataset.haystack=prose",
+        "dataset.depths=[0.5]",
+        "dataset.max_new_tokens=12",
+        "model.name=tiny:qwen2",
+        "generation.max_new_tokens=5",
+        "+model.model_kwargs.dtype=bfloat16",
+        "+model.model_kwargs.attn_implementation=eager",
+    ],
+)
+def test_what_changes_answers_is_another_point_and_another_baseline(point: Prepare, change: str) -> None:
+    before, after = ids(point()), ids(point(change))
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["masker=topk"], ["masker=random"]),
+        (["density=0.1"], ["density=0.2"]),
+        (["masker=random", "seed=0"], ["masker=random", "seed=1"]),
+        (["masker=[sink,topk]"], ["masker=[sink,topk]", "masker.sink.sink_size=8"]),
+        (["masker=topk"], ["masker=topk", "masker.topk.heavy_size=0.1"]),
+        (["masker.topk.heavy_size=1"], ["masker.topk.heavy_size=1.0"]),
+        (["execution=efficient"], ["execution=research"]),
+    ],
+)
+def test_another_recipe_shares_the_baseline(point: Prepare, before: list[str], after: list[str]) -> None:
+    first, second = ids(point(*before)), ids(point(*after))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "output_dir=elsewhere",
+        "tracker=wandb",
+        "threads=null",
+        "context_cache_gib=0",
+        "dataset.num_examples=1",
+        "dataset.metrics=[token_f1]",
+        "model.label=mine",
+        "execution=efficient",
+        "seed=7",
+        "density=1e-1",
+        "masker.topk.density=0.1",
+        "+model.model_kwargs.device_map=cpu",
+        "+model.model_kwargs.dtype=float32",
+    ],
+)
+def test_what_changes_no_answer_is_the_same_point(point: Prepare, change: str) -> None:
+    assert ids(point()) == ids(point(change))
+
+
+@pytest.mark.parametrize("change", ["density=0.5", "seed=3"])
+@pytest.mark.parametrize("masker", ["sink", "[sink,local]", "topp", "causal"])
+def test_what_a_recipe_does_not_read_is_no_part_of_it(point: Prepare, masker: str, change: str) -> None:
+    assert ids(point(f"masker={masker}")) == ids(point(f"masker={masker}", change))
+
+
+def test_whole_and_decimal_densities_are_one(point: Prepare) -> None:
+    assert ids(point("density=1")) == ids(point("density=1.0"))
+
+
+def test_a_file_is_known_by_its_content(point: Prepare, tmp_path: Path) -> None:
+    source = ROOT / "tests/data/qa.jsonl"
+    copy = Path(shutil.copy(source, tmp_path / "renamed.jsonl"))
+    here = ids(point("dataset=jsonl", f"dataset.path={source}"))
+    assert here == ids(point("dataset=jsonl", f"dataset.path={copy}"))
+    copy.write_text(copy.read_text(encoding="utf-8").replace("Gull Rock", "Seal Rock"), encoding="utf-8")
+    assert here != ids(point("dataset=jsonl", f"dataset.path={copy}"))
+
+
+def test_preparing_a_point_writes_nothing(point: Prepare, tmp_path: Path) -> None:
+    point("masker=topk")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_that_do_not_read_what_differs_run_once_and_are_shown_once() -> None:
+    done = run("-m", "masker=sink", "density=0.05,0.1,0.2")
+    assert done.code == 0, done.text
+    assert sorted(point.label for point in stored().values()) == ["dense", "sink"]
+    assert sum(line.split()[:1] == ["sink"] for line in done.out.splitlines()) == 1
+    assert done.out.count("Same point as") == 2
+    assert all(len(point.predictions) == 2 for point in stored().values())
+    (table,) = Path("outputs/sweeps").rglob("table.md")
+    assert table.read_text(encoding="utf-8").count("Same point as") == 2

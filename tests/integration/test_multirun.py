@@ -1,0 +1,141 @@
+"""Sweeps with Hydra's basic launcher: failing points, exit codes, the summary, presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sah.adapters.generation import Answer
+from sah.adapters.huggingface import ModelAdapterHF
+from tests.integration.conftest import Work
+from tests.integration.running import jobs, run, run_exactly, sparse_of, stored
+
+
+def table_lines(text: str) -> list[list[str]]:
+    """Read the lines of the printed table that stand for points, as words."""
+    known = {point.label for point in stored().values()}
+    return [line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in known]
+
+
+def test_a_sweep_ends_with_one_table_of_all_points() -> None:
+    done = run("-m", "masker=topk,random", "density=0.05,0.1")
+    assert done.code == 0, done.text
+    shown = [(words[0], float(words[5])) for words in table_lines(done.out)]
+    assert shown == [("topk", 0.05), ("topk", 0.1), ("random", 0.05), ("random", 0.1)]
+    (folder,) = Path("outputs/sweeps").glob("*/*")
+    assert str(folder) in done.out
+    page = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    header = [cell.strip() for cell in page[0].strip("|").split("|")]
+    rows = [
+        dict(zip(header, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+        for line in page[2:]
+        if line.startswith("|")
+    ]
+    assert [(row["setting"], float(row["density requested"])) for row in rows] == shown
+    assert [record["status"] for record in jobs()] == ["ok"] * 4
+    for record, row in zip(jobs(), rows, strict=True):
+        assert Path(record["folder"]).name == record["point"]
+        metrics = json.loads((Path(record["folder"]) / "metrics.json").read_text(encoding="utf-8"))
+        assert float(row["density measured"]) == pytest.approx(
+            metrics["sparse"]["measures"]["density_measured"], abs=5e-5
+        )
+    assert [path.name for path in Path().iterdir()] == ["outputs"]
+
+
+def test_a_failing_point_stops_no_other_and_shows_in_the_exit_code(work: Work) -> None:
+    done = run("-m", "masker=topk", "density=0.05,2,0.1")
+    assert done.code == 1
+    assert work.counts == (2, 2, 4)
+    assert [record["status"] for record in jobs()] == ["ok", "failed", "ok"]
+    assert [float(words[5]) for words in table_lines(done.out)] == [0.05, 0.1]
+    assert "density=2 is not allowed" in done.text
+    assert "density=2" in done.err, "what failed is told at the end, on stderr"
+    assert "Traceback" not in done.text
+
+
+def test_a_sweep_in_which_all_points_fail_says_so() -> None:
+    done = run("-m", "masker=topk", "density=0,2")
+    assert done.code == 1
+    assert "density=0 is not allowed" in done.text
+    assert "density=2 is not allowed" in done.text
+    assert "Traceback" not in done.text
+
+
+def test_an_error_of_ours_in_one_point_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only mistakes of the user: a defect in one method leaves its traceback in the log and the others run."""
+    answer = ModelAdapterHF.answer
+
+    def defective(self: ModelAdapterHF, *given: object, **options: object) -> Answer:
+        if "TopK" in repr(self.sparse_attention_config):
+            raise KeyError("a defect")
+        return answer(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ModelAdapterHF, "answer", defective)
+    done = run("-m", "masker=topk,random")
+    assert done.code == 1
+    assert [record["status"] for record in jobs()] == ["failed", "ok"]
+    assert "a defect" in done.text
+    logs = [path.read_text(encoding="utf-8") for path in sorted(Path("outputs/sweeps").rglob("sah.log"))]
+    assert any("Traceback" in text and "defective" in text for text in logs)
+    assert sparse_of(label="random").metrics is not None
+
+
+def test_a_sweep_started_again_computes_nothing(work: Work) -> None:
+    command = ("-m", "masker=topk,random", "density=0.05,0.1")
+    first = run(*command)
+    work.clear()
+    again = run(*command)
+    assert again.code == 0, again.text
+    assert work.counts == (0, 0, 0)
+    assert table_lines(again.out) == table_lines(first.out)
+
+
+def test_a_single_run_and_a_sweep_share_points(work: Work) -> None:
+    assert run("masker=topk", "density=0.1").code == 0
+    work.clear()
+    assert run("-m", "masker=topk", "density=0.1,0.2").code == 0
+    assert work.counts[1:] == (0, 2)
+
+
+def test_a_sweep_over_the_baseline_too() -> None:
+    done = run("-m", "masker=dense,topk")
+    assert done.code == 0, done.text
+    assert [words[0] for words in table_lines(done.out)] == ["dense", "topk"]
+
+
+def test_a_sweep_of_one_point_is_still_a_sweep() -> None:
+    done = run("-m", "masker=topk")
+    assert done.code == 0, done.text
+    assert len(table_lines(done.out)) == 1
+    assert len(jobs()) == 1
+
+
+def test_the_smoke_preset() -> None:
+    done = run_exactly("+experiment=smoke")
+    assert done.code == 0, done.text
+    assert len(sparse_of().predictions) == 2
+
+
+def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
+    done = run("+experiment=density_curve", "dataset.depths=2", "generation.max_new_tokens=2")
+    assert done.code == 0, done.text
+    shown = [(words[0], float(words[5])) for words in table_lines(done.out)]
+    densities = [0.02, 0.05, 0.1, 0.2]
+    assert sorted(shown) == sorted((masker, d) for masker in ("topk", "streaming_llm", "random") for d in densities)
+    assert work.counts == (2, 2, 24)
+    assert len(list(Path("outputs/sweeps").rglob("table.md"))) == 1
+
+
+def test_what_a_preset_sweeps_can_be_narrowed_on_the_command_line() -> None:
+    done = run("+experiment=density_curve", "masker=topk", "density=0.1,0.2", "generation.max_new_tokens=2")
+    assert done.code == 0, done.text
+    assert [(words[0], float(words[5])) for words in table_lines(done.out)] == [("topk", 0.1), ("topk", 0.2)]
+
+
+def test_a_second_data_set_in_the_same_sweep(work: Work) -> None:
+    done = run("-m", "masker=topk", "dataset.length=512,600")
+    assert done.code == 0, done.text
+    assert sorted(point.label for point in stored().values()) == ["dense", "dense", "topk", "topk"]
+    assert len(work.prefills) == 4

@@ -1,0 +1,213 @@
+"""What one run prints, and what it leaves on disk and with the tracker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.wandb_files import read_run
+from tests.integration.conftest import Work
+from tests.integration.running import ROOT, dense_of, jobs, run, sparse_of, stored, write_rows
+
+POINT_FILES = {"point.json", "predictions.jsonl", "scores.jsonl", "metrics.json", "provenance.json"}
+COLUMNS = (
+    ("setting",),
+    ("dense",),
+    ("sparse",),
+    ("difference",),
+    ("density", "requested"),
+    ("density", "measured"),
+    ("prefill", "s"),
+    ("question", "ms"),
+    ("decode", "ms"),
+)
+
+
+def test_the_table_names_and_shows_every_figure(work: Work) -> None:
+    done = run("masker=topk", "density=0.2")
+    assert done.code == 0, done.text
+    words = done.out.split()
+    for column in COLUMNS:
+        assert set(column) <= set(words)
+    (line,) = (line for line in done.out.splitlines() if line.split()[:1] == ["topk"])
+    cells = line.split()
+    metrics = sparse_of().metrics
+    assert metrics is not None
+    scores = metrics["comparison"]["scores"]["string_match_all"]
+    assert cells[1] == "2"
+    assert [float(cell) for cell in cells[2:5]] == pytest.approx(
+        [scores["dense"], scores["sparse"], scores["difference"]], abs=5e-4
+    )
+    assert float(cells[5]) == 0.2
+    assert float(cells[6]) == pytest.approx(0.2, abs=0.01)
+    assert float(cells[7]) == pytest.approx(metrics["dense"]["prefill"]["seconds"], abs=0.006)
+    question = [1000 * metrics[arm]["measures"]["question_seconds"] for arm in ("dense", "sparse")]
+    assert [float(cells[8]), float(cells[10])] == pytest.approx(question, abs=0.6)
+    decode = [metrics[arm]["decode_ms_per_token"] for arm in ("dense", "sparse")]
+    assert [float(cells[11]), float(cells[13])] == pytest.approx(decode, abs=0.06)
+    assert "speed-up" in done.out or "faster than dense" in done.out
+    assert work.counts == (2, 2, 2)
+
+
+def test_the_job_folder_points_to_the_results() -> None:
+    done = run("masker=topk")
+    assert done.code == 0, done.text
+    assert [path.name for path in Path().iterdir()] == ["outputs"]
+    (folder,) = (path.parent for path in Path("outputs/runs").rglob("job.json"))
+    assert {"config.json", "job.json", "sah.log", ".hydra"} == {path.name for path in folder.iterdir()}
+    (record,) = jobs()
+    point = sparse_of()
+    assert record["status"] == "ok"
+    assert record["point"] == point.id
+    assert Path(record["folder"]) == point.folder.resolve()
+    assert "masker=topk" in record["overrides"]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["density"] == 0.1
+    assert config["model"]["name"] == "tiny:llama"
+    assert config["dataset"]["length"] == 512
+    assert str(point.folder.resolve()) in done.out
+
+
+@pytest.mark.parametrize("label", ["dense", "topk"])
+def test_each_point_leaves_its_files(label: str) -> None:
+    assert run("masker=topk").code == 0
+    (point,) = (point for point in stored().values() if point.label == label)
+    assert {path.name for path in point.folder.iterdir()} >= POINT_FILES
+    assert len(point.predictions) == len(point.scores) == 2
+
+
+def test_a_run_of_the_baseline_itself(work: Work) -> None:
+    done = run("masker=dense")
+    assert done.code == 0, done.text
+    (point,) = stored().values()
+    assert point.label == "dense"
+    assert {path.name for path in point.folder.iterdir()} >= POINT_FILES
+    assert work.counts == (2, 2, 0)
+    assert run("masker=topk").code == 0
+    assert work.counts[1:] == (2, 2)
+
+
+def test_provenance_says_what_was_run() -> None:
+    assert run("masker=topk", "seed=3").code == 0
+    provenance = sparse_of().provenance
+    text = json.dumps(provenance)
+    for expected in ("masker=topk", "torch", "transformers", "git", "cpu", "threads", "seed", "tiny:llama"):
+        assert expected in text, expected
+    assert provenance is not None
+    assert provenance["seed"] == 3
+
+
+def test_rows_say_what_was_measured() -> None:
+    assert run("masker=topk", "density=0.25").code == 0
+    dense, sparse = dense_of(), sparse_of()
+    assert list(dense.predictions) == list(sparse.predictions)
+    for key, row in sparse.predictions.items():
+        twin = dense.predictions[key]
+        assert row.status == twin.status == "ok"
+        assert row.answers == twin.answers
+        assert row.kv_len == twin.kv_len
+        assert row.num_question_tokens == twin.num_question_tokens
+        assert row.density_requested == 0.25
+        assert row.density_measured == pytest.approx(0.25, abs=0.01)
+        assert set(row.density_by_phase) == {"question", "decode"}
+        assert twin.density_requested is None
+        assert twin.attention_calls == 0
+        # The question's call and one for each further token, in each of three layers.
+        assert row.decode_steps is not None
+        assert row.attention_calls == 3 * (1 + row.decode_steps)
+        assert row.num_answer_tokens == len(row.token_ids) <= 6
+        for arm in (row, twin):
+            for time in (arm.prefill_seconds, arm.question_seconds, arm.decode_seconds):
+                assert time is not None
+                assert time > 0
+            assert arm.prefill_cpu_seconds is not None
+            assert arm.question_cpu_seconds is not None
+            assert arm.decode_cpu_seconds is not None
+
+
+def test_scores_and_aggregates_follow_from_the_predictions() -> None:
+    text = "Some words that stand here."
+    questions = ["What?", "Which ones?", "Why?"]
+    # The first run tells what the model says, so that the second file can hold right and wrong answers.
+    write_rows(Path("a.jsonl"), {"context": text, "questions": questions, "answers": ["x", "y", "z"]})
+    assert run("dataset=jsonl", "dataset.path=a.jsonl", "output_dir=first").code == 0
+    said = [row.prediction.strip() for row in dense_of(Path("first")).predictions.values()]
+    assert all(said)
+    answers = [said[0], "no such text", said[2]]
+    write_rows(Path("b.jsonl"), {"context": text, "questions": questions, "answers": answers})
+    assert run("dataset=jsonl", "dataset.path=b.jsonl", "masker=sink", "masker.sink.sink_size=1").code == 0
+    dense, sparse = dense_of(), sparse_of()
+    assert [score.scores["exact_match"] for score in dense.scores.values()] == [1.0, 0.0, 1.0]
+    metrics = sparse.metrics
+    assert metrics is not None
+    for metric in ("string_match_any", "token_f1", "exact_match"):
+        pairs = [(dense.scores[key].scores[metric], sparse.scores[key].scores[metric]) for key in sparse.scores]
+        compared = metrics["comparison"]["scores"][metric]
+        assert compared["pairs"] == 3
+        assert compared["dense"] == pytest.approx(sum(a for a, _ in pairs) / 3)
+        assert compared["sparse"] == pytest.approx(sum(b for _, b in pairs) / 3)
+        assert compared["difference"] == pytest.approx(sum(b - a for a, b in pairs) / 3)
+
+
+def test_a_recipe_is_named_and_ordered() -> None:
+    done = run("masker=[sink,local,topk]", "masker.topk.heavy_size=16")
+    assert done.code == 0, done.text
+    point = sparse_of()
+    assert point.label == "sink+local+topk"
+    assert [masker["masker"] for masker in point.identity["recipe"]] == ["sink", "local", "topk"]
+    assert "sink+local+topk" in done.out
+    for row in point.predictions.values():
+        assert row.density_requested is None
+        assert row.density_measured is not None
+        assert row.kv_len and row.num_question_tokens and row.decode_steps
+        allowed = range(row.kv_len + 1, row.kv_len + row.num_question_tokens + row.decode_steps + 1)
+        assert row.density_measured == pytest.approx(sum(84 / keys for keys in allowed) / len(allowed), abs=0.002)
+
+
+def test_both_executions_say_the_same() -> None:
+    for execution in ("research", "efficient"):
+        assert run("masker=topk", f"execution={execution}", f"output_dir={execution}").code == 0
+    research, efficient = sparse_of(Path("research")), sparse_of(Path("efficient"))
+    assert research.id != efficient.id
+    assert [row.token_ids for row in research.predictions.values()] == [
+        row.token_ids for row in efficient.predictions.values()
+    ]
+    assert dense_of(Path("research")).id == dense_of(Path("efficient")).id
+
+
+def test_the_sample_file_of_questions_runs() -> None:
+    done = run("dataset=jsonl", f"dataset.path={ROOT / 'tests/data/qa.jsonl'}", "masker=streaming_llm")
+    assert done.code == 0, done.text
+    assert len(sparse_of().predictions) == len(dense_of().predictions) == 4
+
+
+def test_an_offline_wandb_run_holds_the_point() -> None:
+    pytest.importorskip("wandb")
+    done = run("-m", "masker=topk,dense", "tracker=wandb")
+    assert done.code == 0, done.text
+    (sweep,) = (path.parent for path in Path("outputs/sweeps").rglob("multirun.yaml"))
+    runs = [read_run(sweep / number) for number in "01"]
+    sparse, dense = sparse_of(), dense_of()
+    assert [tracked.id for tracked in runs] == [sparse.id, dense.id]
+    assert runs[0].group and runs[0].group == runs[1].group
+    assert [tracked.job_type for tracked in runs] == ["sparse", "dense"]
+    assert {"tiny-llama", "niah", "topk"} <= set(runs[0].tags)
+    assert runs[0].config["density"] == 0.1
+    assert runs[0].config["dataset"]["length"] == 512
+    assert runs[0].config["identity"]["recipe"][0]["masker"] == "topk"
+    assert runs[0].exit_code == 0
+    summary = runs[0].summary
+    assert summary["dense"] == 0.0 and summary["difference"] == 0.0
+    assert summary["density_requested"] == 0.1
+    assert summary["density_measured"] == pytest.approx(0.1, abs=0.01)
+    (table,) = (sweep / "0").glob("wandb/offline-run-*/files/media/table/predictions_*.table.json")
+    content = json.loads(table.read_text(encoding="utf-8"))
+    row = dict(zip(content["columns"], content["data"][0], strict=True))
+    key = f"{row['example']}:{row['question']}"
+    assert len(content["data"]) == 2
+    assert row["topk prediction"] == sparse.predictions[key].prediction
+    assert row["dense prediction"] == dense.predictions[key].prediction
+    assert row["topk score"] == 0.0
+    assert not Path("wandb").exists()

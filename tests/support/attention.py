@@ -1,0 +1,234 @@
+"""Inputs, a naive reference, and the matrix of recipes and shapes that every masker is tested over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sah.sparse_attention import (
+    CausalMaskerConfig,
+    EfficientAttention,
+    EfficientAttentionConfig,
+    LocalMaskerConfig,
+    RandomSamplingMaskerConfig,
+    ResearchAttention,
+    ResearchAttentionConfig,
+    SinkMaskerConfig,
+    StreamingLLMMaskerConfig,
+    TopKMaskerConfig,
+    TopPMaskerConfig,
+)
+
+Recipe = Callable[[], list[Any]]
+
+# Every masker with an easy and a hard setting, then recipes of several.
+RECIPES: dict[str, Recipe] = {
+    "causal": lambda: [CausalMaskerConfig()],
+    "sink-easy": lambda: [SinkMaskerConfig(sink_size=0.5)],
+    "sink-hard": lambda: [SinkMaskerConfig(sink_size=1)],
+    "local-easy": lambda: [LocalMaskerConfig(window_size=0.5)],
+    "local-hard": lambda: [LocalMaskerConfig(window_size=1)],
+    "streaming_llm-easy": lambda: [StreamingLLMMaskerConfig(density=0.5)],
+    "streaming_llm-hard": lambda: [StreamingLLMMaskerConfig(sink_size=0, window_size=2)],
+    "topk-easy": lambda: [TopKMaskerConfig(density=0.5)],
+    "topk-hard": lambda: [TopKMaskerConfig(heavy_size=1)],
+    "topp-easy": lambda: [TopPMaskerConfig(top_p=0.9)],
+    "topp-hard": lambda: [TopPMaskerConfig(top_p=0.05)],
+    "random-easy": lambda: [RandomSamplingMaskerConfig(sampling_rate=0.5)],
+    "random-hard": lambda: [RandomSamplingMaskerConfig(sampling_rate=1)],
+    "sink+local": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=8)],
+    "local+sink": lambda: [LocalMaskerConfig(window_size=8), SinkMaskerConfig()],
+    "sink+local+topk": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=8), TopKMaskerConfig(density=0.3)],
+    "sink+local+topp": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=3), TopPMaskerConfig(top_p=0.6)],
+    "sink+local+random": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=8),
+        RandomSamplingMaskerConfig(density=0.4),
+    ],
+    "topk+random": lambda: [TopKMaskerConfig(heavy_size=5), RandomSamplingMaskerConfig(sampling_rate=0.2)],
+    "topk+streaming_llm": lambda: [TopKMaskerConfig(heavy_size=5), StreamingLLMMaskerConfig(density=0.2)],
+    "topk+random+local": lambda: [
+        TopKMaskerConfig(heavy_size=5),
+        RandomSamplingMaskerConfig(sampling_rate=0.1),
+        LocalMaskerConfig(window_size=4),
+    ],
+}
+
+# Each of these must give exactly dense attention.
+DENSE_RECIPES: dict[str, Recipe] = {
+    "all:causal": lambda: [CausalMaskerConfig()],
+    "all:sink-1.0": lambda: [SinkMaskerConfig(sink_size=1.0)],
+    "all:sink-above": lambda: [SinkMaskerConfig(sink_size=5000)],
+    "all:local-1.0": lambda: [LocalMaskerConfig(window_size=1.0)],
+    "all:local-above": lambda: [LocalMaskerConfig(window_size=5000)],
+    "all:streaming_llm-density": lambda: [StreamingLLMMaskerConfig(density=1.0)],
+    "all:streaming_llm-above": lambda: [StreamingLLMMaskerConfig(window_size=5000)],
+    "all:topk-density": lambda: [TopKMaskerConfig(density=1.0)],
+    "all:topk-above": lambda: [TopKMaskerConfig(heavy_size=5000)],
+    "all:topk-size-1.0": lambda: [TopKMaskerConfig(heavy_size=1.0)],
+    "all:topp-1": lambda: [TopPMaskerConfig(top_p=1)],
+    "all:random-density": lambda: [RandomSamplingMaskerConfig(density=1.0)],
+    "all:random-above": lambda: [RandomSamplingMaskerConfig(sampling_rate=5000)],
+    "all:random-size-1.0": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0)],
+    "all:sink+local+topk": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), TopKMaskerConfig(density=1.0)],
+    "all:sink+local+random": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), RandomSamplingMaskerConfig(density=1.0)],
+    "all:topk+random": lambda: [TopKMaskerConfig(heavy_size=3), RandomSamplingMaskerConfig(density=1.0)],
+    "all:random+topk": lambda: [RandomSamplingMaskerConfig(sampling_rate=0.3), TopKMaskerConfig(heavy_size=1.0)],
+}
+
+NEVER_DENSE = {"all:random+topk"}
+"""Recipes that keep every key, but some of them with an inclusion probability below 1."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One cell of the pairwise matrix."""
+
+    group: int
+    q_len: int
+    padded: bool
+    dtype: torch.dtype
+    kv_len: int
+    kv_heads: int = 2
+    head_dim: int = 16
+
+    def __str__(self) -> str:
+        pad = "pad" if self.padded else "nopad"
+        return f"g{self.group}-q{self.q_len}-{pad}-{str(self.dtype).removeprefix('torch.')}-kv{self.kv_len}"
+
+
+F32, BF16 = torch.float32, torch.bfloat16
+SHAPES = [
+    Shape(1, 1, False, F32, 63),
+    Shape(3, 1, True, BF16, 111),
+    Shape(4, 5, False, BF16, 63),
+    Shape(3, 7, True, F32, 63),
+    Shape(4, 1, False, F32, 1000),
+    Shape(1, 9, True, BF16, 111),
+    Shape(3, 1, False, F32, 1),
+    Shape(4, 1, True, F32, 111),
+    Shape(1, 3, False, F32, 1000),
+    Shape(4, 1, False, BF16, 1000),
+]
+
+
+@dataclass
+class Inputs:
+    """Everything that one attention call gets."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    allowed: torch.Tensor
+    scaling: float
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.queries, self.keys, self.values, self.allowed]
+
+
+def make_inputs(shape: Shape, seed: int = 0, batch: int = 2) -> Inputs:
+    """Random inputs; padded ones have a different left padding in every batch row."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(heads: int, length: int) -> torch.Tensor:
+        return torch.randn(batch, heads, length, shape.head_dim, generator=generator).to(shape.dtype)
+
+    queries = draw(shape.kv_heads * shape.group, shape.q_len) * 2
+    keys, values = draw(shape.kv_heads, shape.kv_len), draw(shape.kv_heads, shape.kv_len)
+    allowed = causal(shape.q_len, shape.kv_len).repeat(batch, 1, 1, 1)
+    if shape.padded:
+        for row in range(batch):
+            allowed[row, ..., : 5 * row + 3] = False
+    return Inputs(queries, keys, values, allowed, shape.head_dim**-0.5)
+
+
+def causal(q_len: int, kv_len: int) -> torch.Tensor:
+    """Boolean (1, 1, q_len, kv_len); the last query stands at the last key."""
+    return torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len)[None, None]
+
+
+def research(masker_configs: list[Any], seed: int = 0) -> ResearchAttention:
+    return ResearchAttention(ResearchAttentionConfig(masker_configs=masker_configs, seed=seed))
+
+
+def efficient(masker_configs: list[Any], seed: int = 0) -> EfficientAttention:
+    return EfficientAttention(EfficientAttentionConfig(masker_configs=masker_configs, seed=seed))
+
+
+EXECUTIONS = {"research": research, "efficient": efficient}
+
+
+def attend(attention: Any, inputs: Inputs, meta: dict[Any, Any] | None = None, **kwargs: Any) -> torch.Tensor:
+    """Output (batch, heads, q_len, dim), for easier comparison with other implementations."""
+    kwargs.setdefault("layer_idx", 0)
+    mask = kwargs.pop("attention_mask", inputs.allowed)
+    output, _ = attention.custom_attention(
+        None,
+        inputs.queries,
+        inputs.keys,
+        inputs.values,
+        mask,
+        inputs.scaling,
+        0.0,
+        {} if meta is None else meta,
+        **kwargs,
+    )
+    return output.transpose(1, 2)
+
+
+def inclusion_of(
+    attention: ResearchAttention, inputs: Inputs, meta: dict[Any, Any] | None = None, **kwargs: Any
+) -> torch.Tensor:
+    """Inclusion probabilities (batch, heads, q_len, kv_len) that a recipe gives, 0 for forbidden keys."""
+    kwargs.setdefault("layer_idx", 0)
+    mask = attention.build_mask(*inputs.tensors(), inputs.scaling, 0.0, {} if meta is None else meta, **kwargs)
+    full = (*inputs.queries.shape[:3], inputs.keys.shape[2])
+    return (mask.to_dense() * inputs.allowed).expand(full)
+
+
+def naive_attention(
+    inputs: Inputs, inclusion: torch.Tensor, sinks: torch.Tensor | None = None, softcap: float | None = None
+) -> torch.Tensor:
+    """Row by row, in double precision, straight from the formula."""
+    queries, keys, values = inputs.queries.double(), inputs.keys.double(), inputs.values.double()
+    batch, heads, q_len, _ = queries.shape
+    group = heads // keys.shape[1]
+    output = torch.zeros(batch, heads, q_len, values.shape[-1], dtype=torch.double)
+    for b in range(batch):
+        for h in range(heads):
+            for q in range(q_len):
+                chosen = inclusion[b, h, q].nonzero().squeeze(-1)
+                logits = keys[b, h // group, chosen] @ queries[b, h, q] * inputs.scaling
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                log_weights = logits - inclusion[b, h, q, chosen].double().log()
+                if sinks is not None:
+                    log_weights = torch.cat([log_weights, sinks[h].double().view(1)])
+                weights = torch.softmax(log_weights, -1)[: len(chosen)]
+                output[b, h, q] = weights @ values[b, h // group, chosen]
+    return output
+
+
+def sdpa(inputs: Inputs) -> torch.Tensor:
+    """Dense attention by torch, in float32."""
+    group = inputs.queries.shape[1] // inputs.keys.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        inputs.queries.float(),
+        inputs.keys.float().repeat_interleave(group, 1),
+        inputs.values.float().repeat_interleave(group, 1),
+        attn_mask=inputs.allowed,
+        scale=inputs.scaling,
+    )
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = F32) -> None:
+    """Compare with a tolerance that follows the dtype the result was rounded to; NaN never passes."""
+    tolerance = {F32: 2e-5, BF16: 2e-2}[dtype]
+    actual, expected = actual.double(), expected.double()
+    assert torch.isfinite(actual).all()
+    error = (actual - expected).abs()
+    scale = expected.abs().clamp(min=1)
+    assert (error / scale).max() <= tolerance, f"absolute {error.max():.3g}, relative {(error / scale).max():.3g}"

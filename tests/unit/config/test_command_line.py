@@ -1,0 +1,124 @@
+"""`python -m sah.run` and `sah` as processes: help, composing, messages, exit codes. No model is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a module of this checkout in another folder."""
+    code = (
+        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'sah'; "
+        f"runpy.run_module({module!r}, run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_shows_groups_and_examples(tmp_path):
+    done = run("sah.run", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "masker=",
+        "streaming_llm",
+        "model=",
+        "+experiment=",
+        "Examples",
+        "'masker=[sink,local,topk]'",
+    ):
+        assert expected in done.stdout
+    assert "schema" not in done.stdout
+    assert 'eval "$(sah -sc install=bash)"' in done.stdout
+
+
+def test_composing_is_quick_and_leaves_nothing(tmp_path):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run("sah.run", "--cfg", "job", "masker=[sink,local,topk]", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0, done.stderr
+    assert "heavy_size: null" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert min(seconds) < 2.0, "composing imports something heavy; benchmarks/README.md holds the figure"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("masker=nosuch", ["Could not find 'masker/nosuch'", "streaming_llm"]),
+        ("model=nosuch", ["Could not find 'model/nosuch'", "llama"]),
+        ("dataset=nosuch", ["Could not find 'dataset/nosuch'", "niah"]),
+        ("+experiment=nosuch", ["Could not find 'experiment/nosuch'", "density_curve"]),
+        ("experiment=smoke", ["use +experiment=smoke"]),
+        ("masker.topk.foo=1", ["Could not override 'masker.topk.foo'"]),
+        ("masker=[topk,topk]", ["topk stands more than once"]),
+        ("dataset=null", ["dataset=None is not allowed"]),
+        ("density=0", ["density=0 is not allowed. Allowed: a number above 0 and at most 1"]),
+    ],
+)
+def test_a_mistake_ends_in_one_message_and_exit_code_1(tmp_path, argument, expected):
+    done = run("sah.run", argument, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    for text in expected:
+        assert text in done.stderr
+
+
+def test_sah_takes_overrides_with_and_without_the_word_run(tmp_path):
+    bare = run("sah.cli", "masker=sink", "--cfg", "job", cwd=tmp_path)
+    worded = run("sah.cli", "run", "masker=sink", "--cfg", "job", cwd=tmp_path)
+    assert bare.returncode == worded.returncode == 0, bare.stderr + worded.stderr
+    assert bare.stdout == worded.stdout
+    assert "sink_size: 4" in bare.stdout
+
+
+def test_sah_alone_shows_the_help(tmp_path):
+    assert "sah fetch" in run("sah.cli", cwd=tmp_path).stdout
+
+
+def test_a_mistyped_command_is_named(tmp_path):
+    done = run("sah.cli", "rnu", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "There is no command 'rnu'" in done.stderr
+
+
+def test_fetch_lists_what_it_knows(tmp_path):
+    done = run("sah.cli", "fetch", "nosuch", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gemma3_270m" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tab_completion(tmp_path):
+    installed = run("sah.cli", "-sc", "install=bash", cwd=tmp_path)
+    assert "complete" in installed.stdout
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'sah'; from sah.cli import main; main()",
+            "-sc",
+            "query=bash",
+        ],
+        cwd=ROOT,
+        env={"COMP_LINE": "sah masker=st", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["masker=streaming_llm"]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sah.metrics.aggregate import compare, mean, scored_rows, summarise
+from sah.results.rows import PredictionRow
+
+
+def _row(key: str, index: int = 0, status: str = "ok", **fields: Any) -> PredictionRow:
+    return PredictionRow(example_key=key, question_index=index, status=status, **fields)  # type: ignore[arg-type]
+
+
+def test_failures_are_counted_apart_and_never_scored_zero() -> None:
+    rows = [
+        _row("a"),
+        _row("a", 1),
+        _row("b", status="model_failed"),
+        _row("c", status="invalid_input"),
+        _row("d"),
+    ]
+    scores = {"a:0": {"f1": 1.0}, "a:1": {"f1": 0.5}, "b:0": {"f1": 0.0}}
+    summary = summarise(scored_rows(rows, scores))
+    assert summary["scores"] == {"f1": {"mean": 0.75, "count": 2}}
+    assert summary["status"] == {"ok": 2, "model_failed": 1, "invalid_input": 1, "score_failed": 1}
+    assert (summary["rows"], summary["contexts"]) == (5, 4)
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_measures_are_means_of_what_was_measured() -> None:
+    first: dict[str, Any] = {"density_measured": 0.1, "density_by_phase": {"question": 0.1, "decode": None}}
+    second: dict[str, Any] = {"density_measured": 0.3, "density_by_phase": {"question": 0.3}}
+    rows = [
+        _row("a", prefill_seconds=4.0, prefill_reused=False, decode_seconds=1.0, decode_steps=9, **first),
+        _row("a", 1, prefill_seconds=0.0, prefill_reused=True, decode_seconds=0.2, decode_steps=1, **second),
+        _row("b", decode_seconds=None, decode_steps=3),
+        _row("c", decode_seconds=0.0, decode_steps=0),
+        _row("d", status="model_failed", density_measured=1.0, prefill_seconds=99.0, prefill_reused=False),
+    ]
+    summary = summarise(scored_rows(rows, {}))
+    assert summary["measures"]["density_measured"] == pytest.approx(0.2)
+    assert summary["measures"]["question_seconds"] is None
+    assert summary["density_by_phase"] == {"question": pytest.approx(0.2), "decode": None}
+    assert summary["prefill"] == {"seconds": 4.0, "cpu_seconds": None, "count": 1, "reused": 1}
+    assert summary["decode_ms_per_token"] == pytest.approx(120.0)
+    assert summary["decode_cpu_ms_per_token"] is None
+    assert summary["scores"] == {}
+
+
+def test_comparison_pairs_the_same_questions_only() -> None:
+    dense = scored_rows(
+        [_row("a"), _row("b"), _row("c"), _row("only dense")],
+        {"a:0": {"f1": 1.0, "em": 1.0}, "b:0": {"f1": 0.8}, "c:0": {"f1": 1.0}, "only dense:0": {"f1": 0.0}},
+    )
+    sparse = scored_rows(
+        [_row("b"), _row("a"), _row("c", status="model_failed"), _row("extra")],
+        {"a:0": {"f1": 0.5, "em": 0.0}, "b:0": {"f1": 0.9}},
+    )
+    comparison = compare(dense, sparse)
+    f1 = comparison["scores"]["f1"]
+    assert f1 == {"dense": 0.9, "sparse": 0.7, "difference": pytest.approx(-0.2), "pairs": 2}
+    assert comparison["scores"]["em"] == {"dense": 1.0, "sparse": 0.0, "difference": -1.0, "pairs": 1}
+    assert comparison["contexts"] == 2
+    assert comparison["unpaired"] == {"dense": 2, "sparse": 2}
+    assert json.loads(json.dumps(comparison))["unpaired"] == comparison["unpaired"]
+
+
+def test_nothing_in_common_gives_no_number() -> None:
+    dense = scored_rows([_row("a")], {"a:0": {"f1": 1.0}})
+    sparse = scored_rows([_row("b")], {"b:0": {"f1": 1.0}})
+    assert compare(dense, sparse) == {"scores": {}, "contexts": 0, "unpaired": {"dense": 1, "sparse": 1}}
+    assert mean([]) is None and mean([None]) is None and mean([None, 2]) == 2.0
+    assert summarise([])["rows"] == 0

@@ -1,0 +1,38 @@
+"""Logs one run as a job does and prints what the tracker says. A child process of test_wandb.py.
+
+Arguments: mode, folder, then optionally `failed`, `again` (a second run in the same process) and
+`impatient`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from sah.tracking.base import RunInfo
+from sah.tracking.discovery import create_tracker, tracker_config
+
+COLUMNS = ("key", "prediction", "score", "token_ids")
+ROWS = (("a:0", "Zürich 7", 1.0, [1, 2]), ("b:0", "", None, []))
+
+
+def main() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    mode, folder, *rest = sys.argv[1:]
+    for run_id in ("0123456789abcdef", "second")[: 2 if "again" in rest else 1]:
+        patience = 3.0 if "impatient" in rest else 30.0
+        values = {"mode": mode, "tags": ["mine"], "start_timeout": patience, "finish_timeout": patience}
+        tracker = create_tracker(tracker_config("wandb", values))
+        config = {"masker": {"topk": {"density": 0.1}}, "seed": 0, "labels": ["a", "b"]}
+        tracker.start(RunInfo(run_id, "tiny topk", Path(folder), "sweep-1", "eval", ("topk", "t" * 80), config))
+        location = tracker.location
+        tracker.log_summary({"score": {"dense": 1.0, "sparse": 0.5}, "density": 0.1})
+        tracker.log_table("predictions", COLUMNS, ROWS)
+        tracker.finish(failed="failed" in rest)
+        print(json.dumps({"location": location, "failure": tracker.failure}))
+
+
+if __name__ == "__main__":
+    main()
