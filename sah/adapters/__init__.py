@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from sah.config.lookup import named
 
 _NAMES = {
     "Answer": "sah.adapters.generation",
@@ -21,7 +22,7 @@ _NAMES = {
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_NAMES[name]), name)
+    return named(f"{_NAMES[name]}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -51,9 +51,14 @@ def _boolean_mask(*, q_length: int, **kwargs: Any) -> torch.Tensor | None:
 
 
 def implementations(model: torch.nn.Module) -> list[tuple[Any, str]]:
-    """List the attention implementation of every distinct config in a model, parents first."""
+    """List the attention implementation of every distinct config in a model's text decoder, parents first.
+
+    A vision tower beside the decoder has a config of its own and keeps its attention.
+    """
     seen: dict[int, tuple[Any, str]] = {}
-    for module in model.modules():
+    find_decoder = getattr(model, "get_decoder", None)
+    decoder = find_decoder() if callable(find_decoder) else None
+    for module in (model if decoder is None else decoder).modules():
         config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             seen.setdefault(id(config), (config, config._attn_implementation))

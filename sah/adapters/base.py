@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from sah.config.values import check_count
 from sah.errors import DataError
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import SparseAttentionConfig
@@ -39,6 +40,7 @@ class Request:
         questions = [self.questions] if isinstance(self.questions, str) else self.questions
         for name, text in [("context", self.context), *((f"questions[{i}]", q) for i, q in enumerate(questions))]:
             check_text(name, text)
+        check_count("max_new_tokens", self.max_new_tokens, minimum=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from sah.adapters.kv_cache import cache_bytes, cut_back
+from sah.adapters.kv_cache import cut_back, memory_bytes
 from sah.adapters.prompt import ContextPrompt
 
 
@@ -48,8 +48,8 @@ class ContextCache:
         return ids_digest(self.prompt.ids)
 
     def nbytes(self) -> int:
-        """Return the bytes of the cached keys and values."""
-        return cache_bytes(self.past_key_values)
+        """Return the bytes of memory that the cached keys and values hold."""
+        return memory_bytes(self.past_key_values)
 
     def cut_back(self) -> None:
         """Remove everything behind the context."""
@@ -87,6 +87,8 @@ class ContextStore:
             return self._entries[key], True
         cache = prefill(context)
         size = cache.nbytes()
+        if size > self.capacity_bytes:
+            return cache, False
         for other in [k for k in self._entries if k[0] != group]:
             if self.nbytes() + size <= self.capacity_bytes:
                 break

@@ -70,16 +70,12 @@ def resolve_model(name: str, model_kwargs: dict[str, Any] | None = None) -> Reso
     if scheme is not None:
         raise ModelError(f"There is no model {name!r}. {_known()}")
     if folder.exists():
-        raise ModelError(
-            f"model.name={name!r} is a file. Give the folder that holds the model's config.json."
-        )
+        raise ModelError(f"model.name={name!r} is a file. Give the folder that holds the model's config.json.")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"model.name={name!r}: there is no such folder. {_known()}")
     alias = find_source(name)
     if alias is not None:
-        raise ModelError(
-            f"{name!r} is a config, not a model name. Write model={name}, or model.name={alias.name}."
-        )
+        raise ModelError(f"{name!r} is a config, not a model name. Write model={name}, or model.name={alias.name}.")
     found = hub.find(name, options)
     return ResolvedModel(found.path_or_id, found.commit, name.rsplit("/", 1)[-1])
 
@@ -173,9 +169,7 @@ def _choose_device(model_kwargs: dict[str, Any], own: bool) -> None:
 
 
 def _known() -> str:
-    return (
-        f"model.name is one of {', '.join(sorted(all_sources()))}, a local folder, or a hub id (owner/name)."
-    )
+    return f"model.name is one of {', '.join(sorted(all_sources()))}, a local folder, or a hub id (owner/name)."
 
 
 def _local(folder: Path, model_kwargs: dict[str, Any]) -> ResolvedModel:

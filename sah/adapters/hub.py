@@ -88,9 +88,7 @@ def _cached_snapshot(repo_id: str, filename: str, revision: str | None, cache: s
     for index in folder.glob("*.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
         return snapshot if shards and all((folder / shard).exists() for shard in shards) else None
-    whole = filename.endswith(".gguf") or any(
-        path.exists() for kind in _WEIGHTS for path in folder.glob(kind)
-    )
+    whole = filename.endswith(".gguf") or any(path.exists() for kind in _WEIGHTS for path in folder.glob(kind))
     return snapshot if whole else None
 
 

@@ -17,6 +17,7 @@ from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
 from sah.adapters.kv_cache import cut_back, new_cache
 from sah.adapters.prompt import PromptFormatter
+from sah.config.values import check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import SparseAttentionConfig
@@ -178,15 +179,15 @@ class ModelAdapterHF(ModelAdapter):
             max_new_tokens: Most tokens to generate.
 
         Returns:
-            The answer, a function of context, question, settings and seed alone.
+            The answer, a function of context, question, settings and seed alone. Decoding is plain greedy: a
+            checkpoint's own `repetition_penalty` and the like are not applied (`generate` applies them).
 
         Raises:
             ConfigError: If `max_new_tokens` is below 1.
             DataError: If the question is empty, or everything together exceeds the model's window.
             ModelError: If the adapter is sparse but no layer of the model called its attention.
         """
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens} is not allowed. Allowed: a whole number of at least 1")
+        check_count("max_new_tokens", max_new_tokens, minimum=1)
         ids = self.prompts.question_ids(cache.prompt, question, answer_prefix)
         self._check_window(
             cache.length + len(ids) + max_new_tokens, f"Context, question and {max_new_tokens} new tokens have"
@@ -241,7 +242,9 @@ class ModelAdapterHF(ModelAdapter):
             kwargs.setdefault("tokenizer", self.tokenizer)
         if not self._sparse_is_active():
             return self.model.generate(ids, **kwargs)
-        if ids.shape[0] != 1 or kwargs.get("num_beams", 1) != 1 or kwargs.get("num_return_sequences", 1) != 1:
+        options = kwargs.get("generation_config") or self.model.generation_config
+        several = [kwargs.get(name, getattr(options, name, None)) for name in ("num_beams", "num_return_sequences")]
+        if ids.shape[0] != 1 or any((number or 1) != 1 for number in several):
             raise ConfigError(
                 "Sparse generation keeps the state of one sequence, but a batch, beams or several return sequences "
                 "were asked for. Call it once for each prompt, with num_beams=1 and num_return_sequences=1."
@@ -316,7 +319,8 @@ class ModelAdapterHF(ModelAdapter):
         if calls == 0:
             raise ModelError(
                 f"The model {self.model_name!r} ran without calling the sparse attention once: it has no "
-                "full-attention layer, or its code does not use transformers' attention interface. Its answers would be dense ones."
+                "full-attention layer, or its code does not use transformers' attention interface. Its answers would "
+                "be dense ones."
             )
 
     def _check_window(self, tokens: int, what: str) -> None:

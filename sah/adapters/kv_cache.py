@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-HEADROOM = 512
+HEADROOM = 256
 """Tokens of room kept behind a context, so that questions and answers seldom need a larger buffer."""
 
 
@@ -57,8 +57,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the base i
 
     @staticmethod
     def _grown(states: torch.Tensor, old: torch.Tensor | None, end: int) -> torch.Tensor:
-        buffer = states.new_empty(*states.shape[:-2], end + HEADROOM + end // 8, states.shape[-1])
-        if old is not None and old.numel():
+        growing = old is not None and old.numel() > 0
+        # A buffer that proved too small once grows by a share of its size, so that long answers seldom copy it.
+        buffer = states.new_empty(*states.shape[:-2], end + HEADROOM + (end // 8 if growing else 0), states.shape[-1])
+        if old is not None and growing:
             buffer[..., : old.shape[-2], :] = old
         return buffer
 
@@ -86,18 +88,27 @@ def cut_back(cache: DynamicCache, length: int) -> None:
     """Cut a cache back to its first tokens.
 
     Args:
-        cache: The cache.
-        length: Tokens to keep; the cache must hold at least as many.
+        cache: The cache; every layer must hold at least `length` tokens. After a forward that failed midway the layers
+            may hold different numbers.
+        length: Tokens to keep.
     """
-    # Zero is no no-op: it also makes sliding-window layers forget what lies behind their window.
-    excess = cache.get_seq_length() - length
     layers: list[Any] = cache.layers
     for layer in layers:
-        layer.crop(-excess)
+        # Zero is no no-op: it also makes a sliding-window layer forget what lies behind its window.
+        layer.crop(length - layer.get_seq_length())
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """Return the bytes of keys and values in use, without headroom."""
+    """Return the bytes of the keys and values in use, without headroom."""
+    return sum(states.numel() * states.element_size() for states in _states(cache))
+
+
+def memory_bytes(cache: DynamicCache) -> int:
+    """Return the bytes of memory that keys and values hold, headroom included."""
+    storages = [states.untyped_storage() for states in _states(cache)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _states(cache: DynamicCache) -> list[torch.Tensor]:
     layers: list[Any] = cache.layers
-    states = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(t.numel() * t.element_size() for t in states)
+    return [states for layer in layers for states in (layer.keys, layer.values) if states is not None]

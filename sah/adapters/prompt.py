@@ -69,17 +69,15 @@ class PromptFormatter:
         """
         check_text("context", context)
         head = self._render(context + _SENTINEL, "").partition(_SENTINEL)[0]
-        step_back = re.search(r"\s*\S+\s*\Z", head[-_LONGEST_STEP_BACK:])
-        stable = head[: len(head) - len(step_back.group())] if step_back else head
+        last_word = re.search(r"\s*\S*\Z", head.rstrip()[-_LONGEST_STEP_BACK:])
+        stable = head.rstrip()
+        stable = stable[: len(stable) - len(last_word.group())] if last_word else stable
         whole = self._encode(head)
-        others = [self._encode(head + probe) for probe in _PROBES]
-        length = _common_start(whole, *others, self._encode(stable))
-        if length == 0:
-            length = _common_start(whole, *others)
+        length = _common_start(whole, self._encode(stable), *(self._encode(head + probe) for probe in _PROBES))
         if length == 0:
             raise DataError(
-                f"context={context!r} is too short to be prefilled: its only token may change with the question. "
-                "Allowed: a context of at least two words."
+                f"context={context!r} is too short to be prefilled: its only word may be split differently before a "
+                "question. Allowed: a context of at least two words."
             )
         return ContextPrompt(context, whole[:length])
 

@@ -51,7 +51,8 @@ def check_size(key: str, value: object, *, minimum: int = 1) -> int | float:
     raise bad_value(
         key,
         value,
-        f"an int of at least {minimum} (a number of keys) or a float above 0 and at most 1.0 (a share of the allowed keys)",
+        f"an int of at least {minimum} (a number of keys) or a float above 0 and at most 1.0 (a share of the allowed "
+        "keys)",
         f"{key}=64 or {key}=0.05",
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sah.config.base import ValidatedConfig
+from sah.config.lookup import named
 from sah.config.values import check_count
 from sah.data.example import Example, PromptCounter
 from sah.errors import bad_value
@@ -18,7 +19,8 @@ class DatasetConfig(ValidatedConfig, ABC):
     """What all data sets share.
 
     A data set is a subclass with a `name` of its own in a module called `config.py` or `*_config.py` below
-    `sah.data`; nothing else lists it. That module imports nothing heavy: `load` does, when it is called.
+    `sah.data`; nothing else lists it. That module imports nothing heavy: `loader` is the dotted path of the
+    function that makes the examples.
 
     Attributes:
         num_examples: How many examples to use, None for all there are. Asking for more later keeps the
@@ -27,6 +29,7 @@ class DatasetConfig(ValidatedConfig, ABC):
     """
 
     name: ClassVar[str] = ""
+    loader: ClassVar[str] = ""
 
     num_examples: int | None = None
     metrics: list[str] = field(default_factory=lambda: ["string_match_all"])
@@ -56,9 +59,8 @@ class DatasetConfig(ValidatedConfig, ABC):
                 "dataset.metrics=[" + ",".join(dict.fromkeys(self.metrics)) + "]",
             )
 
-    @abstractmethod
     def load(self, count_tokens: PromptCounter, window: int | None) -> Sequence[Example]:
-        """Make or read the examples.
+        """Make or read the examples by calling `loader` with this config and the arguments.
 
         Args:
             count_tokens: Counts a prompt's tokens for the model at hand.
@@ -70,6 +72,8 @@ class DatasetConfig(ValidatedConfig, ABC):
         Raises:
             DataError: If an example cannot be made, read, or used with this model.
         """
+        examples: Sequence[Example] = named(self.loader)(self, count_tokens, window)
+        return examples
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

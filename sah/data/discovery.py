@@ -60,9 +60,7 @@ def index_by_name(classes: tuple[type[DatasetConfig], ...]) -> dict[str, type[Da
     for cls in classes:
         path = f"{cls.__module__}.{cls.__qualname__}"
         if not cls.name:
-            raise ConfigError(
-                f"The data set {path} has no name. Write in the class: name: ClassVar[str] = 'my_name'"
-            )
+            raise ConfigError(f"The data set {path} has no name. Write in the class: name: ClassVar[str] = 'my_name'")
         if cls.name in named:
             other = named[cls.name]
             raise ConfigError(

@@ -58,8 +58,7 @@ class Question:
             )
         if any(not answer.strip() for answer in self.answers):
             raise DataError(
-                f"The question {self.text.strip()!r} has an empty answer, which any prediction would "
-                f"match. Remove it."
+                f"The question {self.text.strip()!r} has an empty answer, which any prediction would match. Remove it."
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise DataError(

@@ -134,7 +134,8 @@ def compare(dense: Sequence[ScoredRow], sparse: Sequence[ScoredRow]) -> dict[str
     Returns:
         `scores`: by metric `dense` and `sparse` (means over the pairs), `difference` (sparse minus dense) and
         `pairs` (count); `contexts` (distinct contexts among the pairs); `unpaired`: how many rows of `dense`
-        and `sparse` have no partner, whatever the reason.
+        and `sparse` have no partner, whatever the reason; `timed_together`: whether each pair's rows were made by
+        one run, so that their times may be compared.
     """
     dense_scores, sparse_scores = _scores_by_key(dense), _scores_by_key(sparse)
     shared = [key for key in dense_scores if key in sparse_scores]
@@ -153,9 +154,11 @@ def compare(dense: Sequence[ScoredRow], sparse: Sequence[ScoredRow]) -> dict[str
                 "pairs": len(pairs),
             }
     shared_set = set(shared)
+    runs = [{s.row.key: _get(s.row, "run") for s in rows} for rows in (dense, sparse)]
     return {
         "scores": scores,
         "contexts": len({scored.row.example_key for scored in dense if scored.row.key in shared_set}),
+        "timed_together": bool(shared) and all(None is not runs[0][key] == runs[1][key] for key in shared),
         "unpaired": {"dense": len(dense) - len(shared), "sparse": len(sparse) - len(shared)},
     }
 

@@ -29,12 +29,14 @@ class PointSummary:
     """Dense and sparse: mean milliseconds until the first token."""
     decode_ms: tuple[float | None, float | None]
     """Dense and sparse: milliseconds a further token."""
+    timed_together: bool
+    """Whether dense and sparse times come from the same run. If not, they must not be compared."""
 
     @property
     def decode_speed_up(self) -> float | None:
-        """Dense time a token divided by sparse time a token."""
+        """Dense time a token divided by sparse time a token; None where they were not taken in the same run."""
         dense, sparse = self.decode_ms
-        return dense / sparse if dense and sparse else None
+        return dense / sparse if dense and sparse and self.timed_together else None
 
 
 def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
@@ -66,6 +68,7 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         density_measured=main["measures"].get("density_measured"),
         prefill_seconds=prefills[0]["seconds"] if prefills else None,
         question_ms=(_question_ms(dense), _question_ms(sparse)),
+        timed_together=metrics.get("comparison", {}).get("timed_together", False),
         decode_ms=(dense["decode_ms_per_token"], None if sparse is None else sparse["decode_ms_per_token"]),
     )
 

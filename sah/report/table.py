@@ -38,8 +38,8 @@ def cells(point: PointSummary) -> list[str]:
         _number(point.density_requested, 3),
         _number(point.density_measured, 4),
         _number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared",
-        f"{_number(point.question_ms[0], 0)} / {_number(point.question_ms[1], 0)}",
-        f"{_number(point.decode_ms[0], 1)} / {_number(point.decode_ms[1], 1)}",
+        _times(point, point.question_ms, 0),
+        _times(point, point.decode_ms, 1),
     ]
 
 
@@ -83,14 +83,24 @@ def markdown_table(points: Sequence[PointSummary]) -> str:
 
 def speed_note(points: Sequence[PointSummary]) -> str:
     """Say in words whether sparse decoding was faster than the dense decoding of the same run."""
+    lines: list[str] = []
     known = [point for point in points if point.decode_speed_up is not None]
-    if not known:
-        return ""
-    faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > 1.05]
-    basis = "Times are wall times of single questions, against the model's own attention in the same run."
-    if faster:
-        return f"Decode faster than dense: {', '.join(faster)}. {basis}"
-    return f"Decode: no speed-up over dense. {basis}"
+    if known:
+        faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > 1.05]
+        verdict = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
+        lines.append(f"{verdict} Wall times of single questions, against the model's own attention in the same run.")
+    if any(_from_another_run(point) for point in points):
+        lines.append("* Dense times come from an earlier run and must not be compared with the sparse ones.")
+    return " ".join(lines)
+
+
+def _from_another_run(point: PointSummary) -> bool:
+    return not point.timed_together and None not in point.decode_ms
+
+
+def _times(point: PointSummary, milliseconds: tuple[float | None, float | None], digits: int) -> str:
+    mark = "*" if _from_another_run(point) else ""
+    return f"{_number(milliseconds[0], digits)}{mark} / {_number(milliseconds[1], digits)}"
 
 
 def _number(value: float | None, digits: int, *, sign: bool = False) -> str:

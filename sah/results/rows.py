@@ -104,6 +104,8 @@ class PredictionRow:
     question_cpu_seconds: float | None = None
     decode_seconds: float | None = None
     decode_cpu_seconds: float | None = None
+    run: str | None = None
+    """Id of the run that made the row; times of rows with the same one were taken side by side."""
     stop_reason: str | None = None
     """`eos` or `length`."""
     error: str | None = None

@@ -191,8 +191,8 @@ class PointStore:
         """
         self.write_json(METRICS_FILE, metrics)
 
-    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Replace `provenance.json`.
+    def add_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Note in `provenance.json` a run that is about to add rows; earlier runs stay in its list.
 
         Args:
             provenance: What `sah.results.provenance.collect` gave.
@@ -200,7 +200,9 @@ class PointStore:
         Raises:
             StateError: If it cannot be written. Rows and scores are safe.
         """
-        self.write_json(PROVENANCE_FILE, provenance)
+        stored = read_json(self.folder / PROVENANCE_FILE)
+        runs = stored["runs"] if isinstance(stored, dict) and isinstance(stored.get("runs"), list) else []
+        self.write_json(PROVENANCE_FILE, {"runs": [*runs, dict(provenance)]})
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace a JSON file in the point's folder.

@@ -21,7 +21,7 @@ from sah.report.summary import summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
 from sah.results.provenance import collect
-from sah.runners.point import DENSE_WAIT_SECONDS, Point, prepare_point, run_point
+from sah.runners.point import Point, prepare_point, run_point
 from sah.runners.scoring import score_point
 from sah.runners.session import Session
 from sah.runners.tracking import log_point, run_info
@@ -92,10 +92,8 @@ def run_experiment(
     tracker = create_tracker(experiment.tracker)
     tracker.start(run_info(point, config, context.folder, context.sweep))
     try:
-        run_point(point, session)
+        run_point(point, session, _provenance(point, context))
         metrics = score_point(point)
-        with point.main.store.writer(DENSE_WAIT_SECONDS):
-            point.main.store.write_provenance(_provenance(point, context))
         log_point(tracker, point, metrics)
     except BaseException:
         tracker.finish(failed=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +46,8 @@ class Arm:
     requested_density: float | None
     done: set[str]
     """Keys of rows that need no further work."""
+    noted: bool = False
+    """Whether this run's provenance stands beside the rows."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Point:
     dense: Arm
     sparse: Arm | None
     """None where the point is the dense baseline itself."""
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Id of this run, noted with its rows."""
 
     @property
     def main(self) -> Arm:
@@ -99,7 +104,7 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     return Point(experiment, model, examples, dense, sparse)
 
 
-def run_point(point: Point, session: Session) -> None:
+def run_point(point: Point, session: Session, provenance: Mapping[str, Any]) -> None:
     """Compute the rows that are missing, appending each as it is made.
 
     The sparse store belongs to this run alone while it lasts. The dense one is shared by all points on the same
@@ -108,6 +113,7 @@ def run_point(point: Point, session: Session) -> None:
     Args:
         point: The point.
         session: Caches of the process.
+        provenance: What is known of this run; noted with every arm that it adds rows to, before the first of them.
 
     Raises:
         StateError: If another run writes the same point, or rows cannot be written.
@@ -126,11 +132,17 @@ def run_point(point: Point, session: Session) -> None:
         task = progress.add_task("", total=pending)
         for number, example in enumerate(point.examples):
             progress.update(task, description=f"context {number + 1}/{len(point.examples)}")
-            _run_example(point, arms, example, session, progress, task)
+            _run_example(point, arms, example, session, provenance, progress, task)
 
 
 def _run_example(
-    point: Point, arms: list[Arm], example: Example, session: Session, progress: Progress, task: TaskID
+    point: Point,
+    arms: list[Arm],
+    example: Example,
+    session: Session,
+    provenance: Mapping[str, Any],
+    progress: Progress,
+    task: TaskID,
 ) -> None:
     keys = [row_key(example.key, index) for index in range(len(example.questions))]
     if all(key in arm.done for arm in arms for key in keys):
@@ -150,6 +162,9 @@ def _run_example(
             for index, question in enumerate(example.questions):
                 if keys[index] in arm.done:
                     continue
+                if not arm.noted:
+                    arm.store.add_provenance(provenance)
+                    arm.noted = True
                 try:
                     if cache is None:
                         group = repr(sorted(point.model.identity.items()))
@@ -200,6 +215,7 @@ def _answer(
         question_cpu_seconds=answer.question_cpu_seconds,
         decode_seconds=answer.decode_seconds,
         decode_cpu_seconds=answer.decode_cpu_seconds,
+        run=point.run,
         stop_reason=answer.stop_reason,
         metadata={**example.metadata, **question.metadata},
     )

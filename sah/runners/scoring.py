@@ -27,18 +27,24 @@ def score_point(point: Point) -> dict[str, Any]:
     metrics = point.experiment.dataset.metrics
     check_metrics(metrics)
     dense = _score_arm(point, point.dense, metrics)
-    result: dict[str, Any] = {"metrics": list(metrics), "dense": summarise(dense), "label": point.main.label}
+    result: dict[str, Any] = {"metrics": list(metrics), "label": point.dense.label, "dense": summarise(dense)}
+    _write(point.dense, result)
     if point.sparse is not None:
         sparse = _score_arm(point, point.sparse, metrics)
         result |= {
+            "label": point.sparse.label,
             "density_requested": point.sparse.requested_density,
             "dense_point": point.dense.store.id,
             "sparse": summarise(sparse),
             "comparison": compare(dense, sparse),
         }
-    with point.main.store.writer(DENSE_WAIT_SECONDS):
-        point.main.store.write_metrics(result)
+        _write(point.sparse, result)
     return result
+
+
+def _write(arm: Arm, metrics: dict[str, Any]) -> None:
+    with arm.store.writer(DENSE_WAIT_SECONDS):
+        arm.store.write_metrics(metrics)
 
 
 def _score_arm(point: Point, arm: Arm, metrics: Sequence[str]) -> list[ScoredRow]:

@@ -5,9 +5,9 @@ Names are loaded on first use, so that configs can be imported without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from sah.config.lookup import named
 from sah.sparse_attention.discovery import public_names
 
 _CORE = {
@@ -31,8 +31,7 @@ def __getattr__(name: str) -> Any:
     path = _CORE.get(name) or public_names().get(name)
     if path is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = path.rpartition(".")
-    return getattr(import_module(module), attribute)
+    return named(path)
 
 
 def __dir__() -> list[str]:

@@ -24,6 +24,4 @@ def allowed_keys(attention_mask: torch.Tensor | None, queries: torch.Tensor, key
     mask = attention_mask[..., :kv_len]
     if mask.dtype != torch.bool:
         mask = mask > torch.finfo(mask.dtype).min / 2
-    if mask.shape[2] == 1 and q_len > 1:
-        mask = mask.expand(-1, -1, q_len, -1)
-    return mask
+    return mask.expand(-1, -1, q_len, kv_len)

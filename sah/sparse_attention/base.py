@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import Any
 
 import torch
 
+from sah.config.lookup import named
 from sah.errors import ConfigError
 from sah.sparse_attention.config import SparseAttentionConfig
 
@@ -33,13 +33,14 @@ class SparseAttention(ABC):
                 f"{config!r} describes no sparse attention. Allowed: ResearchAttentionConfig(masker_configs=[...]) or "
                 "EfficientAttentionConfig(masker_configs=[...])"
             )
-        module, _, name = config.attention.rpartition(".")
-        built = getattr(import_module(module), name)
+        built: type[SparseAttention] = named(config.attention)
         if not issubclass(built, cls):
             raise ConfigError(
-                f"{type(config).__name__} builds {name}, not {cls.__name__}: call {name}.create_from_config"
+                f"{type(config).__name__} builds {built.__name__}, not {cls.__name__}. "
+                f"Write {built.__name__}.create_from_config(config)"
             )
-        return built(config)  # type: ignore[no-any-return]
+        # What a config's class takes is the config; the interface itself has no constructor of its own.
+        return built(config)  # type: ignore[call-arg]
 
     @abstractmethod
     def custom_attention(

@@ -22,11 +22,11 @@ class AttentionStatistics:
     def __init__(self) -> None:
         self.phase = QUESTION
         self._sums: dict[tuple[str, int], torch.Tensor] = {}
-        self._rows: dict[tuple[str, int], int] = defaultdict(int)
+        """Sum of the rows' densities and number of rows."""
         self._calls: dict[tuple[str, int], int] = defaultdict(int)
 
     def record(self, layer_idx: int, kept: torch.Tensor, allowed: torch.Tensor) -> None:
-        """Add one attention call.
+        """Add one attention call. Queries that may read no key (padding) do not count.
 
         Args:
             layer_idx: The layer that was called.
@@ -35,10 +35,10 @@ class AttentionStatistics:
         """
         key = (self.phase, layer_idx)
         shares = kept / allowed.clamp(min=1)
-        rows = shares.mean(dim=1)
-        total = rows.double().sum()
+        densities = shares.mean(dim=1).double()
+        counts = (allowed.amax(dim=1) > 0).expand_as(densities)
+        total = torch.stack([(densities * counts).sum(), counts.sum()])
         self._sums[key] = self._sums[key] + total if key in self._sums else total
-        self._rows[key] += rows.numel()
         self._calls[key] += 1
 
     def calls(self) -> int:
@@ -58,8 +58,8 @@ class AttentionStatistics:
         Returns:
             Keys kept divided by keys allowed, averaged over heads, queries and layers; None if nothing was recorded.
         """
-        chosen = [key for key in self._sums if phase is None or key[0] == phase]
-        rows = sum(self._rows[key] for key in chosen)
-        if not rows:
+        chosen = [total.cpu() for (key_phase, _), total in self._sums.items() if phase in (None, key_phase)]
+        if not chosen:
             return None
-        return float(torch.stack([self._sums[key].cpu() for key in chosen]).sum()) / rows
+        density, rows = torch.stack(chosen).sum(0).tolist()
+        return density / rows if rows else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from sah.config.base import ValidatedConfig
+from sah.config.lookup import named
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ class Tracker(Protocol):
 class TrackerConfig(ValidatedConfig):
     """Base of the trackers' configs. A subclass lives in a module `sah/tracking/*_config.py` of its own."""
 
+    tracker: ClassVar[str] = ""
+    """Dotted path of the tracker's class, which takes the config."""
     name: ClassVar[str]
     """What `tracker=` calls it, and the top-level key of its settings."""
 
     def create(self) -> Tracker:
-        """Build the tracker, importing what it needs.
+        """Build the tracker that `tracker` names, importing what it needs.
 
         Returns:
             The tracker, not yet started. Use `sah.tracking.discovery.create_tracker`, which makes it safe.
         """
-        raise NotImplementedError
+        built: Tracker = named(self.tracker)(self)
+        return built

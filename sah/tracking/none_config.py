@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sah.tracking.base import Tracker, TrackerConfig
+from sah.tracking.none import NoTracker
 
 
 @dataclass
@@ -20,6 +21,4 @@ class NoTrackerConfig(TrackerConfig):
         Returns:
             The tracker.
         """
-        from sah.tracking.none import NoTracker
-
         return NoTracker()

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from sah.errors import bad_value
 from sah.tracking.base import Tracker, TrackerConfig
+from sah.tracking.none import NoTracker
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -16,6 +17,7 @@ class WandbConfig(TrackerConfig):
     """Weights & Biases."""
 
     name: ClassVar[str] = "wandb"
+    tracker: ClassVar[str] = "sah.tracking.wandb.WandbTracker"
 
     mode: str = "auto"
     """`auto`: what WANDB_MODE says; without it online if an API key is configured and the server takes it,
@@ -58,10 +60,4 @@ class WandbConfig(TrackerConfig):
         Returns:
             The tracker, not yet started.
         """
-        if self.mode == "disabled":
-            from sah.tracking.none import NoTracker
-
-            return NoTracker()
-        from sah.tracking.wandb import WandbTracker
-
-        return WandbTracker(self)
+        return NoTracker() if self.mode == "disabled" else super().create()

@@ -127,6 +127,7 @@ def test_a_request_prefills_once_and_answers_apart(dense: Any) -> None:
     assert together[1] == alone
 
 
+@pytest.mark.slow
 def test_three_questions_cost_little_more_than_one(dense: Any) -> None:
     """CPU seconds of whole requests on a 2,000-token context, 16 new tokens each."""
     context = NOISE * 85
@@ -137,9 +138,8 @@ def test_three_questions_cost_little_more_than_one(dense: Any) -> None:
         return time.process_time() - start
 
     assert 1800 < len(dense.prompts.context_prompt(context).ids) < 2300
-    seconds(["\nWarm up?"])
-    ratios = [seconds([QUESTION, *OTHERS]) / seconds([QUESTION]) for _ in range(2)]
-    assert min(ratios) < 1.4, ratios
+    one, three = seconds([QUESTION]), seconds([QUESTION, *OTHERS])
+    assert three / one < 1.4
 
 
 def test_generate_sparse_finds_the_needle(dense: Any) -> None:

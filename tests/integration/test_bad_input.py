@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -62,22 +63,14 @@ def refused(done: Outcome, *expected: str) -> None:
         (["dataset=nosuch"], ["dataset/nosuch", "jsonl", "niah_multikey"]),
         (["tracker=nosuch"], ["tracker/nosuch", "wandb", "none"]),
         (["model.name=tiny:nosuch"], ["tiny:nosuch", "tiny:llama", "tiny:gemma3"]),
-        (["model.name=embedded:nosuch"], ["embedded:nosuch", "embedded:smollm2-135m-instruct"]),
         (["model.name=./no/such/folder"], ["no/such/folder"]),
         (["density=0"], ["density=0 is not allowed", SHARE, "density=0.1"]),
         (["density=-1"], ["density=-1 is not allowed", SHARE]),
         (["density=2"], ["density=2 is not allowed", SHARE]),
-        (["density=1.0001"], ["density=1.0001 is not allowed", SHARE]),
         (["density=nan"], ["density=nan is not allowed", SHARE]),
-        (["density=inf"], ["density=inf is not allowed", SHARE]),
         (["density=abc"], ["density='abc' is not allowed", SHARE]),
         (["density=null"], ["density=None is not allowed", SHARE]),
-        (["density=true"], ["density=True is not allowed", SHARE]),
         (["masker.topk.density=0"], ["masker.topk.density=0", SHARE]),
-        (["masker.topk.density=abc"], ["masker.topk.density='abc'"]),
-        (["masker.topk.heavy_size=0"], ["masker.topk.heavy_size=0"]),
-        (["masker.topk.heavy_size=-3"], ["masker.topk.heavy_size=-3"]),
-        (["masker.topk.heavy_size=1.5"], ["masker.topk.heavy_size=1.5"]),
         (
             ["masker.topk.density=0.1", "masker.topk.heavy_size=64"],
             ["masker.topk.density=0.1", "masker.topk.heavy_size=64", "both given"],
@@ -85,24 +78,10 @@ def refused(done: Outcome, *expected: str) -> None:
         (["masker=[topk,random]"], ["topk and random both read the top-level density"]),
         (["masker=[topk,random]", "masker.topk.density=0.1"], ["density"]),
         (["~masker.topk"], ["left without a masker", "masker=dense", "masker=topk"]),
-        (["~masker"], ["left without a masker"]),
         (["masker=[]"], ["left without a masker"]),
         (["masker=[dense,topk]"], ["dense cannot be combined with topk", "masker=dense", "'masker=topk'"]),
-        (["masker=[topk,topk]"], ["topk stands more than once"]),
         (["execution=fast"], ["execution='fast' is not allowed", "auto, research, efficient"]),
-        (["seed=-1"], ["seed=-1"]),
-        (["threads=0"], ["threads=0"]),
-        (["context_cache_gib=-1"], ["context_cache_gib=-1"]),
         (["generation.max_new_tokens=0"], ["generation.max_new_tokens=0"]),
-        (["generation.max_new_tokens=abc"], ["generation.max_new_tokens"]),
-        (["dataset.num_examples=0"], ["dataset.num_examples=0"]),
-        (["dataset.length=0"], ["dataset.length=0"]),
-        (["dataset.length=abc"], ["dataset.length"]),
-        (["dataset.depths=[0.5,2]"], ["dataset.depths", "0 (start of the haystack) to 1"]),
-        (["dataset.needle=car"], ["dataset.needle='car'", "number, word"]),
-        (["dataset.task=find"], ["dataset.task='find'", "multiquery"]),
-        (["dataset.haystack=hay"], ["dataset.haystack='hay'", "noise, essays, prose"]),
-        (["dataset.metrics=[]"], ["dataset.metrics"]),
         (["dataset.metrics=[nosuch]"], ["nosuch", "string_match_all", "token_f1"]),
         (["nosuch=1"], ["nosuch"]),
         (["dataset.nosuch=1"], ["dataset.nosuch"]),
@@ -119,9 +98,18 @@ def test_a_mistaken_setting(computed: Path, work: Work, given: list[str], expect
 
 
 def test_many_mistakes_are_told_together(computed: Path) -> None:
-    mistakes = ["density=2", "execution=fast", "seed=-1", "dataset.length=0", "masker.topk.heavy_size=-3"]
-    done = run(*mistakes)
-    refused(done, "5 mistakes", "density=2", "execution='fast'", "seed=-1", "dataset.length=0", "heavy_size=-3")
+    mistakes = {
+        "density": "inf",
+        "execution": "fast",
+        "seed": "-1",
+        "threads": "0",
+        "context_cache_gib": "-1",
+        "generation.max_new_tokens": "0",
+        "masker.topk.heavy_size": "1.5",
+        "dataset.length": "0",
+    }
+    done = run(*(f"{key}={value}" for key, value in mistakes.items()))
+    refused(done, f"{len(mistakes)} mistakes", *mistakes)
 
 
 def jsonl(text: str, *settings: str, name: str = "own.jsonl") -> Outcome:
@@ -203,7 +191,9 @@ def test_results_of_another_configuration(computed: Path, work: Work) -> None:
     original = (point / "point.json").read_bytes()
     (point / "point.json").write_text(json.dumps(stored_point), encoding="utf-8")
     before = files_under(computed / "points")
-    refused(run("masker=topk"), str(point), "another configuration", "dataset.length", "4096", "512", "seed", "output_dir=")
+    refused(
+        run("masker=topk"), str(point), "another configuration", "dataset.length", "4096", "512", "seed", "output_dir="
+    )
     assert files_under(computed / "points") == before
     assert work.counts == (0, 0, 0)
     (point / "point.json").write_bytes(original)
@@ -257,11 +247,14 @@ def hold(point: Path, seconds: float) -> subprocess.Popen[str]:
     return holder
 
 
-def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(computed: Path, work: Work) -> None:
+def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(template: Path, work: Work) -> None:
+    shutil.copytree(template, "outputs")
     point = sparse_of().folder
     holder = hold(point, 120)
+    before = files_under(Path("outputs/points"))
     try:
         done = run("masker=topk", "dataset.num_examples=3")
+        assert files_under(Path("outputs/points")) == before
         refused(done, str(point), f"process {holder.pid}", "Only one writer", "output_dir=")
         assert work.counts[2] == 0
         # Another recipe on the same examples is another point and is not held up.
@@ -292,7 +285,9 @@ def test_waiting_for_dense_rows_has_an_end(template: Path, monkeypatch: pytest.M
     dense = next(point.folder for point in stored().values() if point.label == "dense")
     holder = hold(dense, 120)
     try:
-        refused(run("masker=topk", "dataset.num_examples=3"), str(dense), f"process {holder.pid}", "after waiting 0.3 s")
+        refused(
+            run("masker=topk", "dataset.num_examples=3"), str(dense), f"process {holder.pid}", "after waiting 0.3 s"
+        )
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -313,35 +308,36 @@ def test_a_file_where_the_points_should_be() -> None:
     refused(run("masker=topk"), "outputs/points", "output_dir=")
 
 
-def test_a_folder_that_cannot_be_written() -> None:
-    """As another user where this one is root, whom permissions do not hold back."""
-    folder = Path("locked")
-    folder.mkdir()
-    for path in [folder.absolute(), *folder.absolute().parents]:
-        if str(path).startswith(("/tmp/pytest", "/var/tmp/pytest")):
-            path.chmod(0o755)
-    folder.chmod(0o555)
-    root = os.geteuid() == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "sah.run", "model=tiny", "tracker=none", f"output_dir={folder.absolute()}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **({"user": 65534, "group": 65534} if root else {}),  # type: ignore[call-overload]
-    )
-    refused(Outcome(done.returncode, done.stdout, done.stderr), "Permission denied", "locked", "output_dir")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(computed: Path, work: Work) -> None:
+    Path("locked").mkdir(mode=0o555)
+    refused(run("output_dir=locked"), "Permission denied", "locked", "output_dir")
+    assert work.counts == (0, 0, 0)
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make folders below one of a name impossible to create, for root too."""
+    original = Path.mkdir
+
+    def mkdir(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if name in self.absolute().parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        original(self, mode, parents, exist_ok)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["single", "sweep"])
+def test_an_output_folder_that_cannot_be_created(
+    computed: Path, work: Work, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    forbid(monkeypatch, "locked")
+    refused(run(*flags, "output_dir=locked"), "Permission denied", "locked", "output_dir")
+    assert work.counts == (0, 0, 0)
 
 
 def test_a_points_folder_that_cannot_be_written(computed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *given: object, **options: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    original = Path.mkdir
-    monkeypatch.setattr(
-        Path, "mkdir", lambda self, *g, **o: (refuse if "points" in self.parts else original)(self, *g, **o)
-    )
+    forbid(monkeypatch, "points")
     refused(run("masker=topk", "density=0.3"), "Permission denied", "points", "output_dir=")
 
 
@@ -353,5 +349,5 @@ def test_the_model_is_not_loaded_for_a_mistake(monkeypatch: pytest.MonkeyPatch) 
     from sah.adapters.factory import release_adapters
 
     release_adapters()
-    for mistake in ("density=2", "masker.topk.heavy_size=0", "dataset.length=0", "seed=-1"):
-        refused(run(mistake), mistake.split("=")[0])
+    for mistake in ("density=2", "dataset.length=0"):
+        refused(run(mistake), mistake)

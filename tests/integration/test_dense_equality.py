@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sah.results.store import read_point
 from sah.sparse_attention.discovery import masker_configs
-from tests.integration.running import dense_of, run, sparse_of
+from tests.integration.running import dense_of, run, sparse_of, stored
 
 WHOLE = {
     "causal": [],
@@ -30,34 +31,43 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("whole")
 
 
-def check(shared: Path, execution: str, *settings: str) -> None:
-    """Run a point and compare it with dense."""
+def check(shared: Path, *settings: str) -> None:
+    """Run a point in both executions and compare it with dense."""
     seen = {path.name for path in shared.glob("points/*")}
-    done = run(f"output_dir={shared}", f"execution={execution}", *settings)
+    done = run("-m", f"output_dir={shared}", "execution=research,efficient", *settings)
     assert done.code == 0, done.text
     dense = dense_of(shared)
-    (new,) = (path for path in shared.glob("points/*") if path.name not in seen | {dense.id})
-    from sah.results.store import read_point
+    new = [read_point(path) for path in shared.glob("points/*") if path.name not in seen | {dense.id}]
+    assert {point.identity["execution"] for point in new} == {"research", "efficient"}
+    for sparse in new:
+        assert len(sparse.predictions) == 2
+        for key, row in sparse.predictions.items():
+            twin = dense.predictions[key]
+            assert row.token_ids == twin.token_ids
+            assert (row.prediction, row.stop_reason) == (twin.prediction, twin.stop_reason)
+            assert row.density_measured == 1.0
+            assert row.attention_calls
 
-    sparse = read_point(new)
-    assert len(sparse.predictions) == 2
-    for key, row in sparse.predictions.items():
-        twin = dense.predictions[key]
-        assert (row.token_ids, row.prediction, row.stop_reason) == (twin.token_ids, twin.prediction, twin.stop_reason)
-        assert row.density_measured == 1.0
-        assert row.attention_calls
 
-
-@pytest.mark.parametrize("execution", ["research", "efficient"])
 @pytest.mark.parametrize("masker", masker_configs())
-def test_every_masker(shared: Path, masker: str, execution: str) -> None:
-    check(shared, execution, f"masker={masker}", *WHOLE.get(masker, ["density=1.0"]))
+def test_every_masker(shared: Path, masker: str) -> None:
+    check(shared, f"masker={masker}", *WHOLE.get(masker, ["density=1.0"]))
 
 
-@pytest.mark.parametrize("execution", ["research", "efficient"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_and_sizes(shared: Path, recipe: str, execution: str) -> None:
-    check(shared, execution, f"masker={recipe}", *RECIPES[recipe])
+def test_recipes_and_sizes(shared: Path, recipe: str) -> None:
+    check(shared, f"masker={recipe}", *RECIPES[recipe])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3", "gemma3"])
+def test_every_architecture(family: str) -> None:
+    done = run("-m", f"model.name=tiny:{family}", "masker=topk", "density=0.1,1.0")
+    assert done.code == 0, done.text
+    points = {point.predictions[key].density_requested: point for point in stored().values() for key in point.scores}
+    assert points.keys() == {None, 0.1, 1.0}
+    tokens = {density: [row.token_ids for row in point.predictions.values()] for density, point in points.items()}
+    assert tokens[1.0] == tokens[None] != tokens[0.1]
+    assert [row.density_measured for row in points[0.1].predictions.values()] == pytest.approx([0.1, 0.1], abs=0.01)
 
 
 def test_the_answers_of_the_tiny_model_tell_settings_apart() -> None:

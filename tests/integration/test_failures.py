@@ -44,9 +44,7 @@ def statuses(point_rows: dict[str, PredictionRow]) -> list[str]:
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_a_model_error_costs_one_row_and_is_tried_again(
-    refuse: Callable[..., None], work: Work, dense: bool
-) -> None:
+def test_a_model_error_costs_one_row_and_is_tried_again(refuse: Callable[..., None], work: Work, dense: bool) -> None:
     refuse("How much salt", dense=dense)
     done = run(*QA)
     assert done.code == 1

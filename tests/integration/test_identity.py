@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,23 +11,24 @@ from hydra import compose, initialize_config_dir
 
 from sah.config.build import build_experiment
 from sah.config.paths import conf_dir
+from sah.config.register import register_configs
 from sah.runners.point import Point, prepare_point
 from sah.runners.session import Session
 from tests.integration.running import ROOT, arguments, run, stored
 
-Prepare = Callable[..., Point]
 
-
-@pytest.fixture
-def point() -> Iterator[Prepare]:
-    """A function from settings to the prepared point; nothing is computed or written."""
+@functools.cache
+def prepared(*given: str) -> Point:
+    """Prepare the point of some settings; nothing is computed or written."""
+    register_configs()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        yield lambda *given: prepare_point(build_experiment(compose("config", list(arguments(*given)))), Session())
+        return prepare_point(build_experiment(compose("config", arguments(*given))), Session())
 
 
-def ids(prepared: Point) -> tuple[str, str]:
-    """Give the ids of the dense baseline and of the point."""
-    return prepared.dense.store.id, prepared.main.store.id
+def ids(*given: str) -> tuple[str, str]:
+    """Give the ids of the dense baseline and of the point of some settings."""
+    point = prepared(*given)
+    return point.dense.store.id, point.main.store.id
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ def ids(prepared: Point) -> tuple[str, str]:
         "+model.model_kwargs.attn_implementation=eager",
     ],
 )
-def test_what_changes_answers_is_another_point_and_another_baseline(point: Prepare, change: str) -> None:
-    before, after = ids(point()), ids(point(change))
+def test_what_changes_answers_is_another_point_and_another_baseline(change: str) -> None:
+    before, after = ids(), ids(change)
     assert before[0] != after[0]
     assert before[1] != after[1]
 
@@ -62,8 +63,8 @@ def test_what_changes_answers_is_another_point_and_another_baseline(point: Prepa
         (["execution=efficient"], ["execution=research"]),
     ],
 )
-def test_another_recipe_shares_the_baseline(point: Prepare, before: list[str], after: list[str]) -> None:
-    first, second = ids(point(*before)), ids(point(*after))
+def test_another_recipe_shares_the_baseline(before: list[str], after: list[str]) -> None:
+    first, second = ids(*before), ids(*after)
     assert first[0] == second[0]
     assert first[1] != second[1]
 
@@ -86,31 +87,32 @@ def test_another_recipe_shares_the_baseline(point: Prepare, before: list[str], a
         "+model.model_kwargs.dtype=float32",
     ],
 )
-def test_what_changes_no_answer_is_the_same_point(point: Prepare, change: str) -> None:
-    assert ids(point()) == ids(point(change))
+def test_what_changes_no_answer_is_the_same_point(change: str) -> None:
+    assert ids() == ids(change)
 
 
 @pytest.mark.parametrize("change", ["density=0.5", "seed=3"])
 @pytest.mark.parametrize("masker", ["sink", "[sink,local]", "topp", "causal"])
-def test_what_a_recipe_does_not_read_is_no_part_of_it(point: Prepare, masker: str, change: str) -> None:
-    assert ids(point(f"masker={masker}")) == ids(point(f"masker={masker}", change))
+def test_what_a_recipe_does_not_read_is_no_part_of_it(masker: str, change: str) -> None:
+    assert ids(f"masker={masker}") == ids(f"masker={masker}", change)
 
 
-def test_whole_and_decimal_densities_are_one(point: Prepare) -> None:
-    assert ids(point("density=1")) == ids(point("density=1.0"))
+def test_whole_and_decimal_densities_are_one() -> None:
+    assert ids("density=1") == ids("density=1.0")
 
 
-def test_a_file_is_known_by_its_content(point: Prepare, tmp_path: Path) -> None:
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     source = ROOT / "tests/data/qa.jsonl"
     copy = Path(shutil.copy(source, tmp_path / "renamed.jsonl"))
-    here = ids(point("dataset=jsonl", f"dataset.path={source}"))
-    assert here == ids(point("dataset=jsonl", f"dataset.path={copy}"))
+    here = ids("dataset=jsonl", f"dataset.path={source}")
+    assert here == ids("dataset=jsonl", f"dataset.path={copy}")
     copy.write_text(copy.read_text(encoding="utf-8").replace("Gull Rock", "Seal Rock"), encoding="utf-8")
-    assert here != ids(point("dataset=jsonl", f"dataset.path={copy}"))
+    assert here != ids("dataset=jsonl", f"dataset.path={copy}")
 
 
-def test_preparing_a_point_writes_nothing(point: Prepare, tmp_path: Path) -> None:
-    point("masker=topk")
+def test_preparing_a_point_writes_nothing(tmp_path: Path) -> None:
+    prepared.cache_clear()
+    prepared("masker=topk")
     assert list(tmp_path.iterdir()) == []
 
 

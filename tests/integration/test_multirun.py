@@ -139,3 +139,50 @@ def test_a_second_data_set_in_the_same_sweep(work: Work) -> None:
     assert done.code == 0, done.text
     assert sorted(point.label for point in stored().values()) == ["dense", "dense", "topk", "topk"]
     assert len(work.prefills) == 4
+
+
+def test_a_sweep_reports_its_own_jobs_only() -> None:
+    """A folder named by the user, or two sweeps begun in one second, may hold jobs of another sweep."""
+    assert run("-m", "masker=topk", "density=0.05,2", "hydra.sweep.dir=outputs/mine").code == 1
+    done = run("-m", "masker=topk", "density=0.1", "hydra.sweep.dir=outputs/mine")
+    assert done.code == 0, done.text
+    assert [float(words[5]) for words in table_lines(done.out)] == [0.1]
+
+
+def test_an_unknown_masker_among_others_is_told_before_anything_runs(work: Work) -> None:
+    done = run("-m", "masker=topk,nosuch,random")
+    assert done.code == 1
+    assert "masker/nosuch" in done.text and "streaming_llm" in done.text
+    assert "Traceback" not in done.text
+    assert work.counts == (0, 0, 0)
+
+
+def test_recipes_can_be_swept() -> None:
+    done = run("-m", "masker=topk,[sink,topk],[sink,local,random]")
+    assert done.code == 0, done.text
+    assert [words[0] for words in table_lines(done.out)] == ["topk", "sink+topk", "sink+local+random"]
+
+
+def test_ctrl_c_ends_a_sweep_and_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
+    answer = ModelAdapterHF.answer
+
+    def interrupted(self: ModelAdapterHF, *given: object, **options: object) -> Answer:
+        if "Random" in repr(self.sparse_attention_config):
+            raise KeyboardInterrupt
+        return answer(self, *given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelAdapterHF, "answer", interrupted)
+        done = run("-m", "masker=topk,random,streaming_llm")
+    assert done.code == 130
+    assert "same command" in done.text and "Traceback" not in done.text
+    work.clear()
+    assert run("-m", "masker=topk,random,streaming_llm").code == 0
+    assert work.counts[1:] == (0, 4)
+
+
+def test_points_that_differ_in_their_number_of_examples_alone() -> None:
+    """They are one point, but not for the reason that the note gives for recipes."""
+    done = run("-m", "masker=topk", "dataset.num_examples=1,3")
+    assert done.code == 0, done.text
+    assert "does not read what differs" not in done.text

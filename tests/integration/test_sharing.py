@@ -96,10 +96,12 @@ def test_a_model_change_in_a_sweep_never_reuses_a_context(work: Work) -> None:
 def test_an_answer_does_not_depend_on_the_other_questions(masker: str) -> None:
     context = " ".join(f"Item {number} costs {number * 7} coins." for number in range(40))
     questions = ["What costs 21 coins?", "How much is item 9?", "And the last one?"]
-    asked = {"together": questions, "reversed": questions[::-1]} | {f"only {i}": [q] for i, q in enumerate(questions)}
+    asked = {"together": questions, "reversed": questions[::-1]} | {"only": questions[1:2]}
     answers: dict[str, dict[str, tuple[Any, ...]]] = {}
     for name, texts in asked.items():
-        path = write_rows(Path(f"{name}.jsonl"), {"context": context, "questions": texts, "answers": ["x"] * len(texts)})
+        path = write_rows(
+            Path(f"{name}.jsonl"), {"context": context, "questions": texts, "answers": ["x"] * len(texts)}
+        )
         assert run("dataset=jsonl", f"dataset.path='{path}'", f"masker={masker}", f"output_dir='{name}'").code == 0
         for point in (dense_of(Path(name)), sparse_of(Path(name))):
             for row in point.predictions.values():
@@ -107,7 +109,7 @@ def test_an_answer_does_not_depend_on_the_other_questions(masker: str) -> None:
                 answers.setdefault(label, {})[name] = outcome(row)
     assert len(answers) == 6
     for label, found in answers.items():
-        assert len(found) == 3, label
+        assert len(found) == 2 + (questions[1] in label)
         assert len(set(found.values())) == 1, (label, found)
 
 

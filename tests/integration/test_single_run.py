@@ -211,3 +211,29 @@ def test_an_offline_wandb_run_holds_the_point() -> None:
     assert row["dense prediction"] == dense.predictions[key].prediction
     assert row["topk score"] == 0.0
     assert not Path("wandb").exists()
+
+
+def test_an_answer_of_one_token_has_no_decode_time() -> None:
+    done = run("masker=topk", "generation.max_new_tokens=1")
+    assert done.code == 0, done.text
+    (line,) = (line.split() for line in done.out.splitlines() if line.split()[:1] == ["topk"])
+    assert line[-3:] == ["-", "/", "-"]
+
+
+def test_equal_lines_of_a_file_are_one_example() -> None:
+    row = {"context": "Some text.", "question": "What?", "answers": "x"}
+    write_rows(Path("twice.jsonl"), row, row, row | {"question": "Why?"})
+    done = run("dataset=jsonl", "dataset.path=twice.jsonl", "masker=sink")
+    assert done.code == 0, done.text
+    for point in (dense_of(), sparse_of()):
+        assert len((point.folder / "predictions.jsonl").read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("tracker", ["none", "wandb"])
+def test_a_token_is_written_nowhere(tracker: str) -> None:
+    done = run("masker=topk", "+model.model_kwargs.token=hf_verysecret", f"tracker={tracker}")
+    assert done.code == 0, done.text
+    found = [str(path) for path in Path().rglob("*") if path.is_file() and b"hf_verysecret" in path.read_bytes()]
+    # Hydra's own record of the command line is Hydra's.
+    assert [path for path in found if "/.hydra/" not in path] == []
+    assert "hf_verysecret" not in done.text

@@ -18,7 +18,8 @@ FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3"]
 EXECUTION_CONFIGS = {"research": ResearchAttentionConfig, "efficient": EfficientAttentionConfig}
 
 CONTEXT = (
-    "The river bends twice before the mill, and the miller keeps 3 cats.\nOne of them, called Ash, sleeps on the wheel. "
+    "The river bends twice before the mill, and the miller keeps 3 cats.\n"
+    "One of them, called Ash, sleeps on the wheel. "
     "Nobody has ever seen it run. The number on the mill's door is 4471."
 )
 QUESTIONS = ["\nWhat is the number on the door?", "\nHow many cats are there?", " Who sleeps?"]

@@ -109,7 +109,7 @@ def _without_added_bytes(backend: Tokenizer, special: list[str]) -> Tokenizer:
 
 @cache
 def gemma_like(template: bool = True) -> Any:
-    """BPE over the whole text, blanks as '▁', byte fallback, runs of blanks as tokens of their own, BOS twice on offer."""
+    """BPE over the whole text, blanks as '▁', byte fallback, runs of blanks as tokens, BOS on offer twice."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     backend = _sentencepiece_like(special)
     runs = ["\n" * n for n in range(2, 12)] + ["▁" * n for n in range(2, 12)] + ["<table>", "</h1>"]

@@ -26,7 +26,7 @@ HEAVY = {
     "wonderwords",
 }
 
-FOUNDATION = {"sah.errors", "sah.config.base", "sah.config.values", "sah.config.model"}
+FOUNDATION = {"sah.errors", "sah.config.base", "sah.config.lookup", "sah.config.values", "sah.config.model"}
 """What every room may import."""
 
 MAY_IMPORT: dict[str, set[str]] = {

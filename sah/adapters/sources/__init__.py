@@ -59,8 +59,6 @@ def fetch(name: str) -> Path:
     source = find_source(name)
     if source is None:
         sources = all_sources().values()
-        known = sorted(
-            [source.alias for source in sources if source.alias] + [source.name for source in sources]
-        )
+        known = sorted([source.alias for source in sources if source.alias] + [source.name for source in sources])
         raise ModelError(f"There is no model {name!r} to fetch. Known: {', '.join(known)}.")
     return source.ensure()

@@ -101,9 +101,7 @@ class ModelSource:
                     f"{fetching.CACHE_VARIABLE}=/some/folder."
                 )
             self.build(partial)
-            write_manifest(
-                partial, {"name": self.name, "checkpoint_hash": self.checkpoint_hash, **self.origin}
-            )
+            write_manifest(partial, {"name": self.name, "checkpoint_hash": self.checkpoint_hash, **self.origin})
             os.replace(partial, folder)
         except OSError as error:
             raise fetching.unwritable(folder.parent, error) from error

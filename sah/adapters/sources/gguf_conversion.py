@@ -75,8 +75,7 @@ def convert(
             tokenizer.save_pretrained(folder)
         except ImportError as error:
             raise ModelError(
-                f"Converting {label} needs the packages gguf and accelerate ({error}). "
-                "Run: pip install gguf accelerate"
+                f"Converting {label} needs the packages gguf and accelerate ({error}). Run: pip install gguf accelerate"
             ) from error
         except Exception as error:
             raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,11 +9,8 @@ from typing import Any, ClassVar
 from sah.config.base import ValidatedConfig
 from sah.config.values import check_count
 from sah.data.config import DatasetConfig
-from sah.data.example import Example, PromptCounter
+from sah.data.jsonl.file import LINE_SUFFIXES, TABLE_SUFFIXES, content_hash
 from sah.errors import ConfigError, bad_value
-
-LINE_SUFFIXES = (".jsonl", ".ndjson")
-TABLE_SUFFIXES = (".parquet",)
 
 
 @dataclass
@@ -77,6 +73,7 @@ class JsonlConfig(DatasetConfig):
     """
 
     name: ClassVar[str] = "jsonl"
+    loader: ClassVar[str] = "sah.data.jsonl.loading.load_examples"
 
     path: str | None = None
     fields: FieldNames = field(default_factory=FieldNames)
@@ -115,8 +112,6 @@ class JsonlConfig(DatasetConfig):
         Raises:
             DataError: If the file is missing.
         """
-        from sah.data.jsonl.reading import content_hash
-
         return {
             "name": self.name,
             "content_sha256": content_hash(str(self.path)),
@@ -125,22 +120,3 @@ class JsonlConfig(DatasetConfig):
             "answer_prefix": self.answer_prefix,
             "max_new_tokens": self.max_new_tokens,
         }
-
-    def load(self, count_tokens: PromptCounter, window: int | None) -> Sequence[Example]:
-        """Read the file.
-
-        Args:
-            count_tokens: Counts a prompt's tokens for the model at hand.
-            window: Most tokens that the model takes, prompt and answer together; None when it sets no limit.
-
-        Returns:
-            The first `num_examples` examples in the file's order, or all.
-
-        Raises:
-            DataError: If the file is missing or broken, a row lacks something, or a prompt is longer than
-                the window.
-            ConfigError: If the package `datasets` is not installed.
-        """
-        from sah.data.jsonl.loading import load_examples
-
-        return load_examples(self, count_tokens, window)

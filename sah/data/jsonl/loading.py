@@ -84,8 +84,7 @@ class _Row:
     def _missing(self, what: str, key: str) -> DataError:
         present = ", ".join(sorted(self._row)) or "none"
         return self._error(
-            f"{what} missing. Fields there: {present}. "
-            f"Add it, or name the right one: dataset.fields.{key}=its_name"
+            f"{what} missing. Fields there: {present}. Add it, or name the right one: dataset.fields.{key}=its_name"
         )
 
     def text(self, name: str) -> str:
@@ -113,12 +112,8 @@ class _Row:
         if one is not None:
             return [self._text(one, f"the field {names.question!r}")], False
         if not isinstance(many, list) or not many:
-            raise self._error(
-                f"the field {names.questions!r} must be a list of at least one text, found {many!r}."
-            )
-        return [
-            self._text(item, f"entry {i} of {names.questions!r}") for i, item in enumerate(many, start=1)
-        ], True
+            raise self._error(f"the field {names.questions!r} must be a list of at least one text, found {many!r}.")
+        return [self._text(item, f"entry {i} of {names.questions!r}") for i, item in enumerate(many, start=1)], True
 
     def answers(self, count: int, several: bool) -> list[tuple[str, ...]]:
         """Read each question's reference answers."""
@@ -129,40 +124,28 @@ class _Row:
         if not several:
             return [self._alternatives(value, f"the field {name!r}")]
         entries = self._one_each(value, name, count)
-        return [
-            self._alternatives(entry, f"entry {i} of {name!r}") for i, entry in enumerate(entries, start=1)
-        ]
+        return [self._alternatives(entry, f"entry {i} of {name!r}") for i, entry in enumerate(entries, start=1)]
 
     def _one_each(self, value: Any, name: str, count: int) -> list[Any]:
         if not isinstance(value, list) or len(value) != count:
-            found = (
-                f"{len(value)} entries" if isinstance(value, list) else f"{type(value).__name__} {value!r}"
-            )
+            found = f"{len(value)} entries" if isinstance(value, list) else f"{type(value).__name__} {value!r}"
             raise self._error(
-                f"the field {name!r} must be a list with one entry for each of {count} questions, "
-                f"found {found}."
+                f"the field {name!r} must be a list with one entry for each of {count} questions, found {found}."
             )
         return value
 
     def _alternatives(self, value: Any, what: str) -> tuple[str, ...]:
         entries = [value] if isinstance(value, str) else value
-        if (
-            not isinstance(entries, list)
-            or not entries
-            or not all(isinstance(entry, str) for entry in entries)
-        ):
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
             raise self._error(
-                f"{what} must be a text or a list of at least one text, found {value!r}. "
-                "Put numbers in quotes."
+                f"{what} must be a text or a list of at least one text, found {value!r}. Put numbers in quotes."
             )
         return tuple(self._text(entry, what) for entry in entries)
 
     def optional(self, name: str, count: int, several: bool, kind: type, default: Any) -> list[Any]:
         """Read an optional field, one value or a list with one for each question; null is the default."""
         value = self._get(name)
-        entries = (
-            self._one_each(value, name, count) if several and isinstance(value, list) else [value] * count
-        )
+        entries = self._one_each(value, name, count) if several and isinstance(value, list) else [value] * count
         checked = []
         for entry in entries:
             if is_blank(entry):
@@ -181,8 +164,7 @@ def _check_window(examples: list[tuple[str, Example]], count_tokens: PromptCount
     too_long = []
     for place, example in examples:
         needed = max(
-            count_tokens(example.context, question.text, question.answer_prefix)
-            + (question.max_new_tokens or 1)
+            count_tokens(example.context, question.text, question.answer_prefix) + (question.max_new_tokens or 1)
             for question in example.questions
         )
         if needed > window:

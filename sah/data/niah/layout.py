@@ -56,9 +56,7 @@ def lay_out(haystack: Haystack, pieces: Sequence[str], needles: Sequence[Needle]
         if index < len(pieces):
             line.append(pieces[index])
     total = offsets[-1]
-    return haystack.separator.join(lines), [
-        offsets[boundary] / total if total else 0.0 for boundary in boundaries
-    ]
+    return haystack.separator.join(lines), [offsets[boundary] / total if total else 0.0 for boundary in boundaries]
 
 
 def _nearest_boundary(offsets: Sequence[int], depth: float, per_line: int) -> int:

@@ -39,8 +39,7 @@ def introduction(kind: str, queries: int) -> str:
     else:
         subject, noun = f"Some special magic {kind}s are hidden", f"{kind}s"
     return (
-        f"{subject} within the following text. Make sure to memorize it. "
-        f"I will quiz you about the {noun} afterwards.\n"
+        f"{subject} within the following text. Make sure to memorize it. I will quiz you about the {noun} afterwards.\n"
     )
 
 

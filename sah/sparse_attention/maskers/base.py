@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import Any
 
 import torch
 
+from sah.config.lookup import named
 from sah.sparse_attention.budget import keys_to_add
 from sah.sparse_attention.config import MaskedAttentionConfig, MaskerConfig
 from sah.sparse_attention.mask import Mask
@@ -294,7 +294,6 @@ def build_maskers(config: MaskedAttentionConfig) -> list[ResearchMasker]:
     """
     maskers: list[ResearchMasker] = []
     for position, masker_config in enumerate(config.masker_configs):
-        module, _, name = masker_config.masker.rpartition(".")
-        masker_class: type[ResearchMasker] = getattr(import_module(module), name)
+        masker_class: type[ResearchMasker] = named(masker_config.masker)
         maskers.append(masker_class(masker_config, key=f"{position}.{masker_config.name}", seed=config.seed))
     return maskers

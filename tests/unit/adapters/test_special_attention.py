@@ -32,14 +32,17 @@ SMALL = {
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_oss": lambda: transformers.GptOssConfig(
-        **SMALL, num_hidden_layers=4, layer_types=ALTERNATING, sliding_window=16, num_local_experts=2, num_experts_per_tok=1
+        **SMALL, num_hidden_layers=4, layer_types=ALTERNATING, sliding_window=16, num_local_experts=2,
+        num_experts_per_tok=1,
     ),
     "gemma2": lambda: transformers.Gemma2Config(
         **SMALL, num_hidden_layers=4, layer_types=ALTERNATING, sliding_window=16, attn_logit_softcapping=2.0,
         query_pre_attn_scalar=8,
     ),
     "mistral with windows": lambda: transformers.MistralConfig(**SMALL, num_hidden_layers=2, sliding_window=16),
-    "mistral with one huge window": lambda: transformers.MistralConfig(**SMALL, num_hidden_layers=2, sliding_window=4096),
+    "mistral with one huge window": lambda: transformers.MistralConfig(
+        **SMALL, num_hidden_layers=2, sliding_window=4096
+    ),
 }  # fmt: skip
 
 

@@ -135,14 +135,14 @@ def test_a_report_reads_everything_back(tmp_path: Path) -> None:
         store.write_scores(scores[:1])
         store.write_scores(scores)
         store.write_metrics({"mean": 1.0})
-        store.write_provenance({"seed": 0})
+        store.add_provenance({"seed": 0})
         store.write_json("extra.json", {"path": tmp_path})
     point = read_point(store.folder)
     assert (point.id, point.label, point.identity) == (store.id, "topk", IDENTITY)
     assert point.config == {"output_dir": "outputs", "model": {"model_kwargs": {"token": "***"}}}
     assert point.predictions == {"a:0": row}
     assert list(point.scores.values()) == scores
-    assert point.metrics == {"mean": 1.0} and point.provenance == {"seed": 0}
+    assert point.metrics == {"mean": 1.0} and point.provenance == {"runs": [{"seed": 0}]}
     names = {path.name for path in store.folder.iterdir()}
     assert names == {
         *("point.json", "predictions.jsonl", "scores.jsonl", "metrics.json", "provenance.json", "extra.json"),

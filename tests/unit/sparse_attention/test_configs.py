@@ -183,7 +183,22 @@ def test_create_from_config() -> None:
 def test_every_class_of_the_table_is_public() -> None:
     assert set(masker_configs()) >= {"causal", "sink", "local", "streaming_llm", "topk", "topp", "random"}
     assert OracleTopKConfig is TopKMaskerConfig
-    for name in ["CausalMasker", "SinkMasker", "LocalMasker", "OracleTopK", "TopPMasker", "RandomSamplingMasker", "ResearchMasker", "FixedMasker", "TopKMasker", "SamplingMasker", "Mask", "EfficientAttention", "ResearchAttention", "SparseAttentionConfig"]:
+    for name in [
+        "CausalMasker",
+        "SinkMasker",
+        "LocalMasker",
+        "OracleTopK",
+        "TopPMasker",
+        "RandomSamplingMasker",
+        "ResearchMasker",
+        "FixedMasker",
+        "TopKMasker",
+        "SamplingMasker",
+        "Mask",
+        "EfficientAttention",
+        "ResearchAttention",
+        "SparseAttentionConfig",
+    ]:
         assert getattr(public, name).__name__ == name
         assert name in dir(public)
     with pytest.raises(AttributeError, match="NoSuchMasker"):
@@ -192,7 +207,8 @@ def test_every_class_of_the_table_is_public() -> None:
 
 def test_configs_import_no_torch() -> None:
     code = (
-        "import sys, sah.sparse_attention as s; from sah.sparse_attention.discovery import masker_configs; masker_configs();"
+        "import sys, sah.sparse_attention as s; from sah.sparse_attention.discovery import masker_configs;"
+        "masker_configs();"
         "s.TopKMaskerConfig, s.ResearchAttentionConfig; heavy = {'torch', 'transformers'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -153,9 +153,9 @@ def test_a_masker_only_adds_and_never_changes_its_arguments(recipe: str, shape: 
         assert torch.equal(*results), name
 
 
-@pytest.mark.parametrize("density", [0.001, 0.1, 0.37, 0.9])
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.9])
 @pytest.mark.parametrize("masker", ["topk", "random", "streaming_llm"])
-@pytest.mark.parametrize("shape", SHAPES[:4] + SHAPES[6:8], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:4] + SHAPES[6:7], ids=str)
 def test_density_is_a_target_for_the_whole_mask(masker: str, density: float, shape: Shape) -> None:
     """A masker with a density adds max(0, target - kept so far), whatever stands before it."""
     from sah.sparse_attention.discovery import masker_configs

@@ -1,0 +1,72 @@
+"""Every command of the README runs, the long ones in a short form."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+INLINE = re.findall(r"`((?:make|sah|python -m|eval) [^`]+)`", README)
+COMMANDS = list(
+    dict.fromkeys(
+        [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()] + INLINE
+    )
+)
+TINY_NEEDLE = ["dataset.length=512", "dataset.num_examples=1", "dataset.depths=1"]
+
+
+def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def short_overrides(given: list[str], folder: Path) -> list[str]:
+    short = ["model=tiny", "wandb.mode=disabled", f"output_dir={folder}"]
+    return short + ([] if any("jsonl" in word for word in given) else TINY_NEEDLE)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 10
+    assert "make run" in COMMANDS and "make test" in COMMANDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        # The test run is what these start; CI runs them for real.
+        done = run(["make", "-n", *words[1:]])
+    elif words[0] == "eval":
+        done = run([sys.executable, "-m", "sah.cli", "-sc", "install=bash"])
+        assert "complete" in done.stdout
+    elif words[:2] == ["sah", "fetch"]:
+        done = run([sys.executable, "-m", "sah.cli", "fetch", "--help"])
+        assert words[2] in done.stdout
+    elif words[0] == "sah":
+        informs = "--help" in words or "--cfg" in words
+        extra = [] if informs else short_overrides(words, tmp_path)
+        done = run([sys.executable, "-m", "sah.cli", *words[1:], *extra])
+    elif words[:3] == ["python", "-m", "sah.run"]:
+        done = run([sys.executable, *words[1:], *short_overrides(words, tmp_path)])
+        assert "density measured" in done.stdout, done.stderr
+    elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+        page = ["--folder", str(tmp_path / "page"), "--output-dir", str(tmp_path / "rows")]
+        done = run([sys.executable, *words[1:], "--fast", *page])
+        assert "| setting |" in (tmp_path / "page" / "README.md").read_text(encoding="utf-8")
+        assert (tmp_path / "page" / "density_curve.png").stat().st_size > 1000
+    else:
+        pytest.fail(f"the README has a command that no test knows how to run: {command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_python_example(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = [block for kind, block in BLOCKS if kind == "python"]
+    exec(compile(code.replace("embedded:smollm2-135m-instruct", "tiny:llama"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[")
