@@ -53,6 +53,9 @@ class Answer:
     attention_calls: int
     """Calls of the sparse attention; 0 for a dense answer."""
 
+    sparse_layers: tuple[int, ...]
+    """Layers that called it: those that attend to the whole sequence."""
+
     @property
     def decode_ms_per_token(self) -> float | None:
         """Milliseconds a token after the first; None if there was no other."""
@@ -148,4 +151,5 @@ def decode_greedily(
         density=statistics.density(),
         density_by_phase={phase: statistics.density(phase) for phase in (QUESTION, DECODE)},
         attention_calls=statistics.calls(),
+        sparse_layers=tuple(statistics.layers()),
     )

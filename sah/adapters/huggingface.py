@@ -77,6 +77,11 @@ class ModelAdapterHF(ModelAdapter):
         length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return None if length is None else int(length)
 
+    @property
+    def num_layers(self) -> int:
+        """Number of the decoder's layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
     def get_custom_attention_function(self, sparse_attention: SparseAttention) -> Callable[..., Any]:
         """Wrap a sparse attention for transformers; see `attention_switch.attention_function`."""
         return switch.attention_function(sparse_attention)

@@ -96,6 +96,8 @@ class PredictionRow:
     """`density_measured` apart for `question` and `decode`."""
     attention_calls: int | None = None
     """Calls of our attention function; 0 in a dense row."""
+    sparse_layers: int | None = None
+    """Layers in which it ran; a model's sliding-window layers keep their own attention."""
     prefill_seconds: float | None = None
     prefill_cpu_seconds: float | None = None
     prefill_reused: bool | None = None

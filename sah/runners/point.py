@@ -46,6 +46,8 @@ class Arm:
     requested_density: float | None
     done: set[str]
     """Keys of rows that need no further work."""
+    layers_told: bool = False
+    """Whether the user was told that only some layers run sparse."""
     noted: bool = False
     """Whether this run's provenance stands beside the rows."""
 
@@ -192,6 +194,13 @@ def _answer(
         answer_prefix=question.answer_prefix,
         max_new_tokens=point.experiment.generation.limit(question.max_new_tokens),
     )
+    layers = arm.adapter.num_layers
+    if arm is point.sparse and len(answer.sparse_layers) < layers and not arm.layers_told:
+        told = (
+            "Sparse attention runs in %d of %d layers; the others keep the attention window that the model gives them."
+        )
+        _log.warning(told, len(answer.sparse_layers), layers)
+        arm.layers_told = True
     return PredictionRow(
         example_key=example.key,
         question_index=index,
@@ -208,6 +217,7 @@ def _answer(
         density_measured=answer.density,
         density_by_phase=answer.density_by_phase if arm.label != DENSE else {},
         attention_calls=answer.attention_calls,
+        sparse_layers=len(answer.sparse_layers),
         prefill_seconds=cache.prefill_seconds,
         prefill_cpu_seconds=cache.prefill_cpu_seconds,
         prefill_reused=reused,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,20 @@ import pytest
 
 import sah.runners.job as job
 from sah.adapters.context_cache import ContextCache
+from sah.adapters.factory import load_adapter_cached
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
+from sah.config.model import ModelConfig
 from sah.config.register import register_configs
 from sah.runners.session import Session
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported() -> None:
+    """Composing makes many objects; without this each collection walks through all of torch and transformers too."""
+    load_adapter_cached(ModelConfig(name="tiny:llama"))
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,8 @@ def test_the_module_runs_from_any_folder() -> None:
     assert str(point.folder.absolute()) in done.stdout
     assert len(list(Path("outputs/runs").rglob(f"offline-run-*/run-{point.id}.wandb"))) == 1
     assert point.provenance is not None
-    assert "sah.run" in point.provenance["command"] and "masker=topk" in point.provenance["command"]
+    (first,) = point.provenance["runs"]
+    assert "sah.run" in first["command"] and "masker=topk" in first["command"]
 
 
 @pytest.mark.slow

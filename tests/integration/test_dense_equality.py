@@ -18,7 +18,6 @@ WHOLE = {
 }
 """What makes the maskers that read no density keep every key."""
 RECIPES = {
-    "[sink,topk]": ["density=1.0"],
     "[sink,local,random]": ["density=1"],
     "topk": ["masker.topk.heavy_size=1.0"],
     "random": ["masker.random.sampling_rate=100000"],
@@ -59,7 +58,7 @@ def test_recipes_and_sizes(shared: Path, recipe: str) -> None:
     check(shared, f"masker={recipe}", *RECIPES[recipe])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma3"])
 def test_every_architecture(family: str) -> None:
     done = run("-m", f"model.name=tiny:{family}", "masker=topk", "density=0.1,1.0")
     assert done.code == 0, done.text

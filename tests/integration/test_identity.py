@@ -106,6 +106,7 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     copy = Path(shutil.copy(source, tmp_path / "renamed.jsonl"))
     here = ids("dataset=jsonl", f"dataset.path={source}")
     assert here == ids("dataset=jsonl", f"dataset.path={copy}")
+    prepared.cache_clear()
     copy.write_text(copy.read_text(encoding="utf-8").replace("Gull Rock", "Seal Rock"), encoding="utf-8")
     assert here != ids("dataset=jsonl", f"dataset.path={copy}")
 

@@ -83,7 +83,7 @@ def test_an_error_of_ours_in_one_point_stops_no_other(monkeypatch: pytest.Monkey
 
 
 def test_a_sweep_started_again_computes_nothing(work: Work) -> None:
-    command = ("-m", "masker=topk,random", "density=0.05,0.1")
+    command = ("-m", "masker=topk,random")
     first = run(*command)
     work.clear()
     again = run(*command)
@@ -103,13 +103,6 @@ def test_a_sweep_over_the_baseline_too() -> None:
     done = run("-m", "masker=dense,topk")
     assert done.code == 0, done.text
     assert [words[0] for words in table_lines(done.out)] == ["dense", "topk"]
-
-
-def test_a_sweep_of_one_point_is_still_a_sweep() -> None:
-    done = run("-m", "masker=topk")
-    assert done.code == 0, done.text
-    assert len(table_lines(done.out)) == 1
-    assert len(jobs()) == 1
 
 
 def test_the_smoke_preset() -> None:

@@ -70,6 +70,18 @@ def test_comparison_pairs_the_same_questions_only() -> None:
 def test_nothing_in_common_gives_no_number() -> None:
     dense = scored_rows([_row("a")], {"a:0": {"f1": 1.0}})
     sparse = scored_rows([_row("b")], {"b:0": {"f1": 1.0}})
-    assert compare(dense, sparse) == {"scores": {}, "contexts": 0, "unpaired": {"dense": 1, "sparse": 1}}
+    comparison = compare(dense, sparse)
+    assert (comparison["scores"], comparison["contexts"]) == ({}, 0)
+    assert comparison["unpaired"] == {"dense": 1, "sparse": 1}
+    assert comparison["timed_together"] is False
     assert mean([]) is None and mean([None]) is None and mean([None, 2]) == 2.0
     assert summarise([])["rows"] == 0
+
+
+def test_times_are_comparable_within_a_run_only() -> None:
+    def rows(run: str | None) -> Any:
+        return scored_rows([_row("a", run=run)], {"a:0": {"f1": 1.0}})
+
+    assert compare(rows("one"), rows("one"))["timed_together"] is True
+    assert compare(rows("one"), rows("two"))["timed_together"] is False
+    assert compare(rows(None), rows(None))["timed_together"] is False

@@ -1,0 +1,89 @@
+"""What the point table says, and what it must not say."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sah.report.figures import density_curve
+from sah.report.summary import PointSummary, summarise_point
+from sah.report.table import COLUMNS, cells, markdown_table, speed_note
+
+POINT = PointSummary(
+    label="topk",
+    metric="string_match_all",
+    questions=8,
+    failed=0,
+    dense=1.0,
+    sparse=0.75,
+    difference=-0.25,
+    density_requested=0.1,
+    density_measured=0.10004,
+    prefill_seconds=4.2,
+    question_ms=(200.0, 400.0),
+    decode_ms=(60.0, 75.0),
+    timed_together=True,
+)
+
+
+def test_every_demanded_figure_has_a_cell() -> None:
+    shown = dict(zip(COLUMNS, cells(POINT), strict=True))
+    assert shown["dense"] == "1.000" and shown["sparse"] == "0.750" and shown["difference"] == "-0.250"
+    assert shown["density requested"] == "0.100" and shown["density measured"] == "0.1000"
+    assert shown["prefill s"] == "4.20"
+    assert shown["question ms dense / sparse"] == "200 / 400"
+    assert shown["decode ms a token dense / sparse"] == "60.0 / 75.0"
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    dense = dataclasses.replace(POINT, sparse=None, difference=None, density_requested=None, decode_ms=(60.0, None))
+    shown = dict(zip(COLUMNS, cells(dense), strict=True))
+    assert shown["sparse"] == shown["difference"] == shown["density requested"] == "-"
+    assert shown["decode ms a token dense / sparse"] == "60.0 / -"
+
+
+def test_no_speed_up_is_said_plainly() -> None:
+    assert "no speed-up" in speed_note([POINT])
+
+
+def test_a_speed_up_is_claimed_within_a_run_only() -> None:
+    faster = dataclasses.replace(POINT, decode_ms=(60.0, 30.0))
+    assert "topk 2.00x" in speed_note([faster])
+    another = dataclasses.replace(faster, timed_together=False)
+    assert "2.00x" not in speed_note([another])
+    assert "must not be compared" in speed_note([another])
+    assert "60.0* / 30.0" in cells(another)
+
+
+def test_failed_questions_show() -> None:
+    assert cells(dataclasses.replace(POINT, failed=2))[1] == "8 (2 failed)"
+
+
+def test_markdown_has_a_line_a_point() -> None:
+    lines = markdown_table([POINT, POINT]).splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+
+
+def test_summary_of_a_dense_point() -> None:
+    arm = {
+        "status": {"ok": 2, "model_failed": 1},
+        "scores": {"exact_match": {"mean": 0.5, "count": 2}},
+        "measures": {"question_seconds": 0.2, "density_measured": None},
+        "prefill": {"seconds": None, "cpu_seconds": None, "count": 0, "reused": 2},
+        "decode_ms_per_token": 60.0,
+    }
+    summary = summarise_point({"metrics": ["exact_match"], "label": "dense", "dense": arm})
+    assert (summary.dense, summary.sparse, summary.questions, summary.failed) == (0.5, None, 2, 1)
+    assert summary.prefill_seconds is None and summary.question_ms == (200.0, None)
+    assert summary.decode_speed_up is None
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_the_figure_is_written(tmp_path: Path, ending: str) -> None:
+    points = [dataclasses.replace(POINT, density_measured=d, density_requested=d, sparse=d) for d in (0.2, 0.05)]
+    path = tmp_path / "deep" / f"curve.{ending}"
+    density_curve([*points, dataclasses.replace(POINT, label="random")], path)
+    assert path.stat().st_size > 1000
