@@ -11,9 +11,9 @@ import argparse
 import pydoc_data.topics
 
 import torch
-from benchmarks.timing import interleaved
 from transformers import DynamicCache
 
+from benchmarks.timing import interleaved
 from sah.adapters.base import Request
 from sah.adapters.factory import create_adapter
 from sah.adapters.huggingface import ModelAdapterHF

@@ -57,7 +57,7 @@ def main() -> None:
         cpu_model = sum((r.question_cpu_seconds or 0) + (r.decode_cpu_seconds or 0) for r in rows)
         cpu_model += sum(r.prefill_cpu_seconds or 0 for r in prefilled)
     print(f"run of {len(rows)} answers: {total:.2f} s, of which prefill, questions and decoding {model:.2f} s")
-    print(f"sah's own, wandb offline included: composing and checking {composing:.2f} s,")
+    print(f"sah's own, the tracker included: composing and checking {composing:.2f} s,")
     print(f"  the rest {total - model:.2f} s wall, {cpu_total - cpu_model:.2f} s CPU")
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sah.report.summary import PointSummary
-from sah.runners.callback import collect_points, read_jobs
+from sah.report.summary import PointSummary, summarise_point
+from sah.runners.records import read_records
 
 FAST = ["model=tiny", "tracker=none", "dataset.length=512", "dataset.num_examples=2", "dataset.depths=2"]
 """Overrides of the fast form, which shows that a study runs; its scores mean nothing."""
@@ -61,15 +61,21 @@ def run_preset(preset: str, options: Options) -> list[tuple[PointSummary, list[s
 
     Returns:
         The points in the sweep's order, each with the overrides of its job.
+
+    Raises:
+        SystemExit: If no point could be run.
     """
     started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     sweep = options.output_dir / "studies" / preset / started
     command = [sys.executable, "-m", "sah.run", f"+experiment={preset}", f"output_dir={options.output_dir}"]
     command += [f"hydra.sweep.dir={sweep}", *(FAST if options.fast else []), *options.overrides]
-    subprocess.run(command, check=True)
-    jobs = [job for job in read_jobs(sweep) if job["status"] == "ok"]
-    points = [(collect_points([job])[0][0], job["overrides"]) for job in jobs]
-    return list({job["point"]: point for job, point in zip(jobs, points, strict=True)}.values())
+    code = subprocess.run(command, check=False).returncode
+    records = [record for record in read_records(sweep) if "metrics" in record]
+    if not records:
+        raise SystemExit(code or 1)
+    if code:
+        print("Some points failed; the page shows the others.", file=sys.stderr)
+    return [(summarise_point(record["metrics"]), record["overrides"]) for record in records]
 
 
 def write_block(page: Path, name: str, text: str) -> None:

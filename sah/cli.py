@@ -9,8 +9,8 @@ import sys
 from sah.console import print_error
 from sah.errors import SahError
 
-FETCHABLE = ("llama", "gemma3_270m", "essays")
-"""What `sah fetch` downloads ahead of time."""
+ESSAYS = "essays"
+"""What `sah fetch` downloads beside models: the text of the haystack."""
 
 _USAGE_EXIT = 2
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def fetch(arguments: list[str]) -> int:
-    """Download something into the user's cache folder.
+    """Make a model or the essays ready in the user's cache folder.
 
     Args:
         arguments: What follows `sah fetch` on the command line.
@@ -45,20 +45,23 @@ def fetch(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or 1 with a message if the download failed.
     """
+    from sah.adapters.sources import fetch as fetch_model
+    from sah.adapters.sources import fetchable
+
     parser = argparse.ArgumentParser(
         prog="sah fetch",
-        description="Download into the user's cache folder, for later use without a network.",
+        description="Make something ready in the user's cache folder, for later use without a network.",
     )
-    parser.add_argument("name", choices=FETCHABLE, help="an embedded model, or the essays of the haystack")
+    parser.add_argument(
+        "name", choices=[ESSAYS, *fetchable()], help="a model that sah brings itself, or the essays of the haystack"
+    )
     name = parser.parse_args(arguments).name
     try:
-        if name == "essays":
+        if name == ESSAYS:
             from sah.data.niah.haystack import fetch_essays
 
             fetch_essays()
         else:
-            from sah.adapters.sources import fetch as fetch_model
-
             fetch_model(name)
     except SahError as error:
         print_error(str(error))

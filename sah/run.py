@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from sah.config.build import build_experiment
+from sah.config.explain import explain
 from sah.config.overrides import check_choices
 from sah.config.paths import conf_dir
 from sah.config.register import register_configs
@@ -24,39 +31,86 @@ from sah.errors import ConfigError, SahError
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Environment variable; with 1 every error is shown with its traceback."""
+
 
 def main() -> None:
     """Compose the config from `sys.argv` and run it; `--help` tells what can be said."""
     register_configs()
+    full_error = os.environ.get(FULL_ERROR) == "1"
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def job(config: DictConfig) -> float | None:
+        return _run(config, full_error)
+
     try:
         check_choices(sys.argv[1:])
-    except ConfigError as error:
-        print_error(str(error))
-        raise SystemExit(1) from None
-    try:
-        _job()
+        with _hydra_raises():
+            job()
     except KeyboardInterrupt:
         print_error("Interrupted. Finished answers are kept: the same command goes on where it stopped.")
         raise SystemExit(INTERRUPTED) from None
+    except (ConfigError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        message = None if full_error else _message(error)
+        if message is None:
+            raise
+        print_error(message)
+        raise SystemExit(1) from None
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def _job(config: DictConfig) -> None:
+def _run(config: DictConfig, full_error: bool) -> float | None:
     """Run one composed point. A mistake of the user's ends it with its message and exit code 1.
 
-    In a sweep `run_job` itself records failures, so that the points after it still run.
+    In a sweep `run_job` itself records failures, so that the points after it still run. The point's score is returned
+    for sweepers that optimise.
     """
     try:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             build_experiment(config)  # a mistake is told at once, before torch is imported
         from sah.runners.job import run_job
 
-        run_job(config)
+        return run_job(config)
     except SahError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if full_error:
             raise
         print_error(str(error))
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise its errors; by itself it prints them, with advice that does not fit, and exits."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
+
+
+def _message(error: Exception) -> str | None:
+    """Say what a user can mend; None for an error that is a fault of the code."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return explain(error, sys.argv[1:])
+    if any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return None
+    # Before a job runs, Hydra makes its folder and opens its log there; logging wraps the error of the latter.
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return _unwritable(cause) if isinstance(cause, OSError) else None
+
+
+def _unwritable(error: OSError) -> str:
+    where = f" {Path(error.filename).absolute()}" if error.filename else ""
+    return (
+        f"output_dir: the folder of this run{where} cannot be written: {error.strerror or error}. "
+        "Allowed: a folder that you may make or write to. Write for example: output_dir=outputs"
+    )
 
 
 if __name__ == "__main__":

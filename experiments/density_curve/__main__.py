@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.study import parse_options, run_preset, write_block
-
 from sah.report.figures import density_curve
 from sah.report.table import markdown_table, speed_note
 

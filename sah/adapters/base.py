@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from sah.config.values import check_count
+from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import DataError
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import SparseAttentionConfig
-
-DEFAULT_MAX_NEW_TOKENS = 50
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ class Request:
 
     def __post_init__(self) -> None:
         questions = [self.questions] if isinstance(self.questions, str) else self.questions
+        if not isinstance(questions, list):
+            raise DataError(f"questions is {questions!r}. Allowed: a text, or a list of texts.")
+        if not isinstance(self.answer_prefix, str):
+            raise DataError(f"answer_prefix is {self.answer_prefix!r}. Allowed: a text; write '' for none.")
         for name, text in [("context", self.context), *((f"questions[{i}]", q) for i, q in enumerate(questions))]:
             check_text(name, text)
         check_count("max_new_tokens", self.max_new_tokens, minimum=1)
@@ -62,7 +64,10 @@ def check_text(name: str, text: object) -> None:
         DataError: If it is no string, or empty, or blank.
     """
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{name} is {text!r}. Allowed: a text with at least one visible character.")
+        raise DataError(
+            f"{name} is {text!r}. Allowed: a text with at least one visible character. "
+            "Give it some text, or leave it out."
+        )
 
 
 class ModelHubAdapterInterface(ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,9 @@ class ContextCache:
     Between questions the cache holds exactly the context; `answer` appends to it while it runs and cuts it back.
     """
 
+    model_name: str
+    """The model that prefilled it; no other can use it."""
+
     prompt: ContextPrompt
     """The context and its token ids."""
 
@@ -35,7 +37,7 @@ class ContextCache:
     """CPU seconds of the prefill."""
 
     context_state: dict[Any, Any] = field(default_factory=dict)
-    """What methods derive from the context's keys alone; shared by all questions, written by none of them."""
+    """What methods derive from the context's keys alone; questions are given a view that refuses writes."""
 
     @property
     def length(self) -> int:
@@ -69,7 +71,7 @@ class ContextStore:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self._entries: OrderedDict[tuple[Hashable, str], ContextCache] = OrderedDict()
+        self._entries: dict[tuple[Hashable, str], ContextCache] = {}
 
     def get(self, group: Hashable, context: str, prefill: Callable[[str], ContextCache]) -> tuple[ContextCache, bool]:
         """Return a prefilled context, prefilling it if it is not kept.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sah.adapters import hub
 from sah.adapters.sources import all_sources, find_source
 from sah.adapters.sources.base import MANIFEST
+from sah.adapters.sources.quiet import quiet
 from sah.config.model import ModelConfig
 from sah.errors import ModelError
 
@@ -123,11 +125,15 @@ def create_adapter(
 
     from sah.adapters.huggingface import ModelAdapterHF
 
-    return ModelAdapterHF(sparse_attention_config, path, for_tokenizer, for_model)
+    # A bar for each load, however short, would stand before every table; a hub model's may take minutes.
+    with quiet() if own else nullcontext():
+        return ModelAdapterHF(sparse_attention_config, path, for_tokenizer, for_model)
 
 
 def load_adapter_cached(model: ModelConfig) -> ModelAdapterHF:
     """Give the process's one dense adapter of a model, loading it the first time.
+
+    One model is kept: loading another forgets it, so that its memory is free once nobody else holds it.
 
     Args:
         model: The model's configuration. Configurations that differ only in their label share an adapter.
@@ -141,14 +147,9 @@ def load_adapter_cached(model: ModelConfig) -> ModelAdapterHF:
     key = json.dumps([model.name, model.tokenizer_kwargs, model.model_kwargs], sort_keys=True, default=repr)
     with _loading:
         if key not in _loaded:
+            _loaded.clear()
             _loaded[key] = create_adapter(model)
         return _loaded[key]
-
-
-def release_adapters() -> None:
-    """Forget the adapters of `load_adapter_cached`, so that memory is free once nobody else holds them."""
-    with _loading:
-        _loaded.clear()
 
 
 _loaded: dict[str, ModelAdapterHF] = {}

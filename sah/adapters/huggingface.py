@@ -6,18 +6,19 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sah.adapters import attention_switch as switch
-from sah.adapters.base import DEFAULT_MAX_NEW_TOKENS, ModelAdapter, Request, RequestResponse
+from sah.adapters.base import ModelAdapter, Request, RequestResponse
 from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
 from sah.adapters.kv_cache import cut_back, new_cache
 from sah.adapters.prompt import PromptFormatter
-from sah.config.values import check_count
+from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import SparseAttentionConfig
@@ -53,7 +54,10 @@ class ModelAdapterHF(ModelAdapter):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_name, **(tokenizer_kwargs or {}))
         except Exception as error:
-            raise ModelError(f"transformers cannot load the tokenizer of {model_name!r}: {error}") from error
+            raise ModelError(
+                f"transformers cannot load the tokenizer of {model_name!r} with the tokenizer_kwargs "
+                f"{sorted(tokenizer_kwargs or {})}: {error}"
+            ) from error
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.prompts = PromptFormatter(self.tokenizer)
@@ -69,7 +73,9 @@ class ModelAdapterHF(ModelAdapter):
             model: Any = AutoModelForCausalLM.from_pretrained(model_name, **kwargs)
             return model.eval()
         except Exception as error:
-            raise ModelError(f"transformers cannot load the model {model_name!r}: {error}") from error
+            raise ModelError(
+                f"transformers cannot load the model {model_name!r} with the model_kwargs {sorted(kwargs)}: {error}"
+            ) from error
 
     @property
     def window(self) -> int | None:
@@ -165,7 +171,7 @@ class ModelAdapterHF(ModelAdapter):
         watch = Stopwatch(self._device)
         self._prefill_ids(prompt.ids, past)
         wall, cpu = watch.read()
-        return ContextCache(prompt, past, prefill_seconds=wall, prefill_cpu_seconds=cpu)
+        return ContextCache(self.model_name, prompt, past, prefill_seconds=wall, prefill_cpu_seconds=cpu)
 
     def answer(
         self,
@@ -191,8 +197,14 @@ class ModelAdapterHF(ModelAdapter):
             ConfigError: If `max_new_tokens` is below 1.
             DataError: If the question is empty, or everything together exceeds the model's window.
             ModelError: If the adapter is sparse but no layer of the model called its attention.
+            StateError: If the cache is another model's.
         """
         check_count("max_new_tokens", max_new_tokens, minimum=1)
+        if cache.model_name != self.model_name:
+            raise StateError(
+                f"The context cache was prefilled by {cache.model_name!r}, this adapter runs {self.model_name!r}. "
+                "Prefill the context with this adapter."
+            )
         ids = self.prompts.question_ids(cache.prompt, question, answer_prefix)
         self._check_window(
             cache.length + len(ids) + max_new_tokens, f"Context, question and {max_new_tokens} new tokens have"
@@ -306,7 +318,11 @@ class ModelAdapterHF(ModelAdapter):
 
     @staticmethod
     def _meta_data(context_state: dict[Any, Any], lane: str) -> dict[Any, Any]:
-        return {"context_state": context_state, LANES_KEY: [lane], STATISTICS_KEY: AttentionStatistics()}
+        return {
+            "context_state": MappingProxyType(context_state),
+            LANES_KEY: [lane],
+            STATISTICS_KEY: AttentionStatistics(),
+        }
 
     def _register(self, sparse_attention: SparseAttention) -> str:
         if self._registered_name is None:

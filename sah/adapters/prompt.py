@@ -13,6 +13,9 @@ _SENTINEL = "\u2063sah-seam\u2063"
 _PROBES = ("a", " ", "\n", ".", "1", "\u0301")
 _LONGEST_STEP_BACK = 256
 """Characters: how far the seam may move back in a text without blanks."""
+_TAIL = 1024
+"""Characters: the end of a long context in which the seam is looked for."""
+_TAIL_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ class PromptFormatter:
         """
         check_text("context", context)
         head = self._render(context + _SENTINEL, "").partition(_SENTINEL)[0]
-        last_word = re.search(r"\s*\S*\Z", head.rstrip()[-_LONGEST_STEP_BACK:])
-        stable = head.rstrip()
-        stable = stable[: len(stable) - len(last_word.group())] if last_word else stable
         whole = self._encode(head)
-        length = _common_start(whole, self._encode(stable), *(self._encode(head + probe) for probe in _PROBES))
+        # Merges stay within a word. In a tail of several words, whose first may be cut, the last tokens are those of the
+        # whole text, and what a continuation can change of them shows there as well, at a fraction of the cost.
+        tail = head[-_TAIL:]
+        length = len(whole) - self._unstable_tokens(tail if len(tail.split()) > _TAIL_WORDS else head)
         if length == 0:
             raise DataError(
                 f"context={context!r} is too short to be prefilled: its only word may be split differently before a "
@@ -105,6 +108,15 @@ class PromptFormatter:
                 "cache cannot be used. Put a newline between context and question."
             )
         return ids[length:]
+
+    def _unstable_tokens(self, text: str) -> int:
+        """Count the tokens at a text's end that may change with what follows."""
+        words = text.rstrip()
+        last_word = re.search(r"\s*\S*\Z", words[-_LONGEST_STEP_BACK:])
+        stable = words[: len(words) - len(last_word.group())] if last_word else words
+        ids = self._encode(text)
+        common = _common_start(ids, self._encode(stable), *(self._encode(text + probe) for probe in _PROBES))
+        return len(ids) - common
 
     def _render(self, message: str, answer_prefix: str) -> str:
         if not self.has_template:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import difflib
+from numbers import Integral, Real
+from typing import Any, cast
+
+from sah.errors import ConfigError
 
 
 class ValidatedConfig:
     """Mixin for dataclasses whose values are checked when built and whenever one is assigned.
 
-    A refused assignment leaves the old value in place. Subclasses override `validate` and call `super().validate()`.
+    A refused assignment leaves the old value in place. Numbers of other kinds, such as numpy's, become plain ints and
+    floats. Subclasses override `validate` and call `super().validate()`.
     """
 
     def validate(self) -> None:
@@ -23,9 +29,11 @@ class ValidatedConfig:
         object.__setattr__(self, "_built", True)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = _plain_number(value)
         if not getattr(self, "_built", False):
             object.__setattr__(self, name, value)
             return
+        self._require_field(name)
         previous = getattr(self, name, None)
         object.__setattr__(self, name, value)
         try:
@@ -33,3 +41,21 @@ class ValidatedConfig:
         except BaseException:
             object.__setattr__(self, name, previous)
             raise
+
+    def _require_field(self, name: str) -> None:
+        fields = [entry.name for entry in dataclasses.fields(cast("Any", self))]
+        if name in fields:
+            return
+        closest = difflib.get_close_matches(name, fields, 1)
+        raise ConfigError(
+            f"{type(self).__name__} has no field {name!r}. Allowed: {', '.join(fields) or 'none'}."
+            + (f" Write for example: {closest[0]}" if closest else "")
+        )
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, (bool, int)) or type(value) is float:
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sah.config.experiment import Experiment
-from sah.config.mistakes import all_mistakes
+from sah.config.mistakes import all_mistakes, unknown_key
 from sah.config.model import ModelConfig
 from sah.config.overrides import GROUPS
 from sah.config.recipe import TARGET_KEY, build_recipe, section_class
@@ -49,10 +49,7 @@ def build_experiment(config: DictConfig) -> Experiment:
         raise all_mistakes(mistakes)
     root_fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
     unknown = [name for name in values if name not in root_fields | set(tracker_configs())]
-    mistakes += [
-        f"{name} is not a key of the config. Allowed: {', '.join(sorted(root_fields))}. Remove {name}"
-        for name in unknown
-    ]
+    mistakes += [unknown_key(name, root_fields) for name in unknown]
     scalars = {name: values[name] for name in values if name in root_fields and name not in GROUPS}
     root, found = build_section(ExperimentConfig, {**dict.fromkeys(GROUPS), **scalars}, "")
     mistakes += found

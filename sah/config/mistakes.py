@@ -1,7 +1,8 @@
-"""Several mistakes in one error."""
+"""Several mistakes in one error, and the words for the commonest one."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 from sah.errors import ConfigError
@@ -21,3 +22,33 @@ def all_mistakes(messages: Iterable[str]) -> ConfigError:
         return ConfigError(unique[0])
     lines = "\n".join(f"  {number}. {message}" for number, message in enumerate(unique, start=1))
     return ConfigError(f"The config has {len(unique)} mistakes:\n{lines}")
+
+
+def closest(given: str, known: Iterable[str]) -> str | None:
+    """Find the name that was probably meant.
+
+    Args:
+        given: The name as given.
+        known: The names that exist.
+
+    Returns:
+        The most similar one, or None if none is similar.
+    """
+    return next(iter(difflib.get_close_matches(given, list(known), 1)), None)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Say that a section of the config has no such key.
+
+    Args:
+        key: Dotted key, e.g. `masker.topk.foo`.
+        known: The keys that its section has.
+
+    Returns:
+        The message.
+    """
+    section, _, name = key.rpartition(".")
+    known = sorted(known)
+    meant = closest(name, known)
+    instead = f"Write for example: {section}{'.' * bool(section)}{meant}=..." if meant else f"Remove {key}"
+    return f"{key} is not a key of {section or 'the config'}. Allowed: {', '.join(known) or 'none'}. {instead}"

@@ -20,13 +20,13 @@ GROUPS = ("model", "masker", "dataset", "tracker")
 def check_choices(arguments: Sequence[str]) -> None:
     """Check the choices of groups on a command line, the points of a sweep included.
 
-    Hydra merges a list of choices of any group, takes a choice given twice for one, and fails on null.
+    Hydra merges a list of choices of any group, takes a choice given twice for one, and fails on null and numbers.
 
     Args:
         arguments: The command line without the program. What is no override of a group is left to Hydra.
 
     Raises:
-        ConfigError: If a group is given null, a list where one choice is meant, or the same masker twice.
+        ConfigError: If a group is given no name, a list where one choice is meant, or the same masker twice.
     """
     mistakes = []
     for argument in arguments:
@@ -59,9 +59,9 @@ def _choices(override: Override) -> list[Any]:
 
 
 def _mistake(group: str, choice: Any) -> str | None:
-    if choice is None:
+    if choice is None or isinstance(choice, (bool, int, float)):
         instead = "masker=dense" if group == "masker" else f"{group}=<name>, or leave it out for the default"
-        return str(bad_value(group, None, "a name; --help lists them", instead))
+        return str(bad_value(group, choice, "a name; --help lists them", instead))
     if not isinstance(choice, list):
         return None
     names = [str(name) for name in choice]

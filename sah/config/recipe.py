@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -106,6 +106,18 @@ def section_class(node: object, values: Mapping[str, Any], key: str) -> type | N
     return strict_class(node)
 
 
+def dense_values(given: Iterable[str]) -> str:
+    """Say that the dense baseline takes no values.
+
+    Args:
+        given: The dotted keys that were given.
+
+    Returns:
+        The message.
+    """
+    return f"{', '.join(given)}: the dense baseline takes no values. Remove them, or write masker=causal"
+
+
 def _check_dense(values: Mapping[Any, Any]) -> list[str]:
     others = [str(key) for key in values if key != DENSE]
     if others:
@@ -115,8 +127,7 @@ def _check_dense(values: Mapping[Any, Any]) -> list[str]:
             f"Write masker=dense or 'masker={instead}'; masker=causal keeps everything through our attention"
         ]
     if values[DENSE]:
-        keys = ", ".join(f"masker.dense.{key}" for key in values[DENSE])
-        return [f"{keys}: the dense baseline takes no values. Remove them, or write masker=causal"]
+        return [dense_values(f"masker.dense.{key}" for key in values[DENSE])]
     return []
 
 
@@ -133,7 +144,7 @@ def _build_masker(key: str, node: object, values: object) -> tuple[MaskerConfig 
     except ConfigError as error:
         return None, [str(error)]
     if config_class is None:
-        return None, [_leftover(key, values)]
+        return None, [leftover(key, [dotted(f"masker.{key}", str(name)) for name in values])]
     if not issubclass(config_class, MaskerConfig):
         return None, [f"{where}: {config_class.__name__} is no masker config. Write a subclass of MaskerConfig"]
     fields = {name: value for name, value in values.items() if name != TARGET_KEY}
@@ -142,16 +153,24 @@ def _build_masker(key: str, node: object, values: object) -> tuple[MaskerConfig 
     return config, [message.replace(own_prefix, f"{where}.") for message in mistakes]
 
 
-def _leftover(key: str, values: Mapping[Any, Any]) -> str:
-    """Name a key whose values no masker of the recipe takes, e.g. a preset's for a masker since replaced."""
-    given = ", ".join(f"masker.{key}.{name}" for name in values) or f"masker.{key}"
+def leftover(key: str, given: Sequence[str]) -> str:
+    """Name a key whose values no masker of the recipe takes, e.g. a preset's for a masker since replaced.
+
+    Args:
+        key: The key below `masker`.
+        given: The dotted keys that were given.
+
+    Returns:
+        The message.
+    """
+    keys = ", ".join(given) or f"masker.{key}"
     if key in masker_configs():
         return (
-            f"{given} is set, but the recipe has no masker {key!r}. "
+            f"{keys} is set, but the recipe has no masker {key!r}. "
             f"Add it to the list, e.g. 'masker=[...,{key}]', or remove these values"
         )
     return (
-        f"{given} is set, but there is no masker {key!r}. Allowed: {', '.join(masker_configs())}. "
+        f"{keys} is set, but there is no masker {key!r}. Allowed: {', '.join(masker_configs())}. "
         f"For a second instance write for example '+masker/schema@masker.{key}=topk'; a masker of your own "
         f"needs {TARGET_KEY}: <dotted path of its config class>"
     )

@@ -8,11 +8,8 @@ from typing import Any, ClassVar
 
 from sah.config.base import ValidatedConfig
 from sah.config.model import ModelConfig
-from sah.config.values import check_count, check_share
+from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count, check_share
 from sah.errors import bad_value
-
-DEFAULT_MAX_NEW_TOKENS = 50
-"""Answer length where neither the command line nor the question sets one."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sah.config.mistakes import unknown_key
 from sah.errors import ConfigError, bad_value
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def build_section(config_class: type[T], values: Mapping[str, Any], prefix: str)
     for name, value in values.items():
         key = dotted(prefix, name)
         if name not in fields:
-            mistakes.append(_unknown_key(key, prefix, sorted(fields)))
+            mistakes.append(unknown_key(key, fields))
         elif isinstance(value, str) and value == MISSING_MARK:
             mistakes.append(f"{key} must be given: it has no default. Write {key}=...")
         elif dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
@@ -144,11 +145,6 @@ def _require(condition: bool, value: Any) -> Any:
     if not condition:
         raise WrongTypeError
     return value
-
-
-def _unknown_key(key: str, prefix: str, known: list[str]) -> str:
-    where = prefix or "the config"
-    return f"{key} is not a key of {where}. Allowed: {', '.join(known) or 'none'}. Remove {key}"
 
 
 def _wrong_type(config_class: type, others: dict[str, Any], name: str, value: Any, hint: Any, key: str) -> str:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 from sah.errors import bad_value
 
+DEFAULT_MAX_NEW_TOKENS = 50
+"""Answer length where neither the command line nor the question sets one."""
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+def _number(value: object) -> int | float | None:
+    """Take a number of any kind, numpy's included, as a plain int or float; None if it is none or NaN."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    return None if math.isnan(plain) else plain
 
 
 def check_share(key: str, value: object) -> float:
@@ -24,9 +32,10 @@ def check_share(key: str, value: object) -> float:
     Raises:
         ConfigError: If it is no number, NaN, not above 0, or above 1.
     """
-    if not _is_number(value) or not 0 < value <= 1:  # type: ignore[operator]
+    number = _number(value)
+    if number is None or not 0 < number <= 1:
         raise bad_value(key, value, "a number above 0 and at most 1", f"{key}=0.1")
-    return float(value)  # type: ignore[arg-type]
+    return float(number)
 
 
 def check_size(key: str, value: object, *, minimum: int = 1) -> int | float:
@@ -38,16 +47,16 @@ def check_size(key: str, value: object, *, minimum: int = 1) -> int | float:
         minimum: Smallest int that makes sense; with 0 the float 0.0 is allowed as well.
 
     Returns:
-        The value, its type kept: 1 is one key and 1.0 is all of them.
+        The value as a plain int or float, which it was: 1 is one key and 1.0 is all of them.
 
     Raises:
         ConfigError: If it is neither.
     """
-    if _is_number(value):
-        if isinstance(value, int) and value >= minimum:
-            return value
-        if isinstance(value, float) and (0 < value <= 1 or (minimum == 0 and value == 0)):
-            return value
+    number = _number(value)
+    if isinstance(number, int) and number >= minimum:
+        return number
+    if isinstance(number, float) and (0 < number <= 1 or (minimum == 0 and number == 0)):
+        return number
     raise bad_value(
         key,
         value,
@@ -71,6 +80,7 @@ def check_count(key: str, value: object, *, minimum: int = 0) -> int:
     Raises:
         ConfigError: If it is no whole number or below the minimum.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    number = _number(value)
+    if not isinstance(number, int) or number < minimum:
         raise bad_value(key, value, f"a whole number of at least {minimum}", f"{key}={max(minimum, 1)}")
-    return value
+    return number

@@ -50,20 +50,23 @@ class Question:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise DataError("The question is empty. Give it some text.")
+            raise DataError(
+                'The question is empty. Write for example: Question(text="\\nWho wrote it?", answers=("Ada",))'
+            )
         if isinstance(self.answers, str) or not self.answers:
             raise DataError(
                 f"answers={self.answers!r} of the question {self.text.strip()!r} is not allowed. "
-                "Allowed: a tuple of at least one string."
+                'Allowed: a tuple of at least one string. Write for example: answers=("Ada",)'
             )
         if any(not answer.strip() for answer in self.answers):
             raise DataError(
-                f"The question {self.text.strip()!r} has an empty answer, which any prediction would match. Remove it."
+                f"answers={self.answers!r} of the question {self.text.strip()!r} holds an empty answer, which any "
+                'prediction would match. Remove it, or write for example: answers=("Ada",)'
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise DataError(
                 f"max_new_tokens={self.max_new_tokens} of the question {self.text.strip()!r} is not allowed. "
-                "Allowed: a whole number of at least 1, or none."
+                "Allowed: a whole number of at least 1, or None. Write for example: max_new_tokens=50"
             )
 
 
@@ -83,9 +86,11 @@ class Example:
 
     def __post_init__(self) -> None:
         if not self.context.strip():
-            raise DataError("The context is empty. Give it some text.")
+            raise DataError(
+                'The context is empty. Write for example: Example(context="A text to read.", questions=(question,))'
+            )
         if not self.questions:
-            raise DataError("The example has no question. Give it at least one.")
+            raise DataError("The example has no question. Write for example: Example(context, questions=(question,))")
 
     @cached_property
     def key(self) -> str:

@@ -90,7 +90,7 @@ def speed_note(points: Sequence[PointSummary]) -> str:
         verdict = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
         lines.append(f"{verdict} Wall times of single questions, against the model's own attention in the same run.")
     if any(_from_another_run(point) for point in points):
-        lines.append("* Dense times come from an earlier run and must not be compared with the sparse ones.")
+        lines.append("* Dense times were taken with another point and must not be compared with the sparse ones.")
     return " ".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import platform
 import time
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from sah.errors import StateError
 from sah.results.files import read_json, replace_json, storage_error
+
+_log = logging.getLogger(__name__)
 
 LOCK_NAME = "writer.lock"
 HOLDER_NAME = "writer.json"
@@ -43,7 +46,13 @@ class WriterLock:
             StateError: If another process holds it all that time, or the folder cannot be written.
         """
         try:
-            self._lock.acquire(timeout=max(0.0, wait_seconds), poll_interval=0.05)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                if wait_seconds <= 0:
+                    raise
+                _log.info("Another run writes in %s; waiting for it, up to %g s.", self._folder, wait_seconds)
+                self._lock.acquire(timeout=wait_seconds, poll_interval=0.05)
         except Timeout:
             raise self._refusal(wait_seconds) from None
         except OSError as error:

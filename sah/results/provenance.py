@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import sah
 from sah.results.redact import redacted, redacted_argument
 from sah.results.rows import plain_json
 
@@ -47,7 +48,7 @@ def collect(
         threads: Threads that the model's operations use.
         checkpoint_hash: SHA-256 of the model's weights, where known.
         extra: Further entries, e.g. the model's dtype and device.
-        folder: Whose git repository to name; the working folder if None.
+        folder: Folder of the code whose commit to name; the `sah` package's if None.
 
     Returns:
         JSON data for `provenance.json`. What could not be found out is None. Secrets are hidden.
@@ -59,7 +60,7 @@ def collect(
         "overrides": [redacted_argument(override) for override in overrides],
         "seed": seed,
         "checkpoint_hash": checkpoint_hash,
-        "git": git_state(folder or Path.cwd()),
+        "git": git_state(folder or Path(sah.__file__).parent),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
         "hardware": {**hardware(), "threads": threads},
@@ -83,16 +84,17 @@ def package_version(name: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Name the commit that a folder's repository stands at.
+    """Name the commit that a folder of code stands at.
 
     Args:
-        folder: Any folder of the work tree.
+        folder: A folder of a work tree. One that its repository does not track, such as an environment's
+            `site-packages` inside a project, has no commit.
 
     Returns:
-        `commit` (None before the first) and `dirty` (tracked files changed or new ones present), or None if
-        there is no repository or no git.
+        `commit` (None before the first) and `dirty` (tracked files of the repository changed, or new ones
+        present), or None if no repository tracks the folder or there is no git.
     """
-    status = _git(folder, "status", "--porcelain")
+    status = _git(folder, "status", "--porcelain") if _git(folder, "ls-files") else None
     if status is None:
         return None
     commit = _git(folder, "rev-parse", "--verify", "HEAD")

@@ -41,7 +41,7 @@ def model_identity(experiment: Experiment, checkpoint: str, dtype: str) -> dict[
     return {
         "checkpoint": checkpoint,
         "dtype": dtype,
-        "model_kwargs": {k: v for k, v in model.model_kwargs.items() if k not in _PLACEMENT and k != "dtype"},
+        "model_kwargs": {k: v for k, v in model.model_kwargs.items() if k not in _PLACEMENT | {"dtype", "torch_dtype"}},
         "tokenizer_kwargs": {k: v for k, v in model.tokenizer_kwargs.items() if k not in _PLACEMENT},
     }
 

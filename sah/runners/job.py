@@ -21,16 +21,16 @@ from sah.report.summary import summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
 from sah.results.provenance import collect
+from sah.results.redact import redacted, redacted_argument
+from sah.results.rows import plain_json
 from sah.runners.point import Point, prepare_point, run_point
+from sah.runners.records import JOB_FILE
 from sah.runners.scoring import score_point
 from sah.runners.session import Session
 from sah.runners.tracking import log_point, run_info
 from sah.tracking.discovery import create_tracker
 
 _log = logging.getLogger(__name__)
-
-JOB_FILE = "job.json"
-"""In a job's folder: whether it worked, and where its point lies."""
 
 _session = Session()
 
@@ -49,11 +49,14 @@ class JobContext:
     """Name of the sweep that it belongs to."""
 
 
-def run_job(config: DictConfig) -> None:
+def run_job(config: DictConfig) -> float | None:
     """Run one composed point. In a sweep, failures are recorded and the next point goes on.
 
     Args:
         config: What Hydra composed.
+
+    Returns:
+        The point's score by the data set's first metric, which a sweeper may optimise; None if it failed.
 
     Raises:
         SahError: In a single run, if anything was wrong; rows computed before are kept.
@@ -61,14 +64,14 @@ def run_job(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), _sweep_name(hydra))
     if hydra.mode != RunMode.MULTIRUN:
-        _show(*_run_and_record(config, context))
-        return
+        return _run_and_record(config, context, show=True)
     try:
-        _run_and_record(config, context)
+        return _run_and_record(config, context, show=False)
     except Exception as error:
         # One failing point must not end a sweep: it is in job.json and in the exit code of the whole.
         message = str(error) if isinstance(error, SahError) else traceback.format_exc()
-        _log.error("Point %s failed: %s", " ".join(context.overrides), message)
+        _log.error("Point %s failed: %s", " ".join(map(redacted_argument, context.overrides)), message)
+        return None
 
 
 def run_experiment(
@@ -102,22 +105,31 @@ def run_experiment(
     return point, metrics, tracker.location
 
 
-def _run_and_record(config: DictConfig, context: JobContext) -> tuple[Point, dict[str, Any], str | None]:
-    record: dict[str, Any] = {"status": "failed", "overrides": list(context.overrides)}
+def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> float | None:
+    record: dict[str, Any] = {"status": "failed", "overrides": [redacted_argument(o) for o in context.overrides]}
     try:
+        experiment = build_experiment(config)
         plain = _plain(config)
-        replace_json(context.folder / "config.json", plain)
-        point, metrics, location = run_experiment(build_experiment(config), context, _session, plain)
-        store = point.main.store
-        record |= {"point": store.id, "folder": str(store.folder.resolve()), "label": point.main.label}
+        replace_json(context.folder / "config.json", plain_json(redacted(plain)))
+        point, metrics, location = run_experiment(experiment, context, _session, plain)
+        record |= {
+            "point": point.main.store.id,
+            "folder": str(point.main.store.folder.resolve()),
+            "examples": hashlib.sha256(" ".join(point.row_keys).encode()).hexdigest()[:16],
+            "label": point.main.label,
+            "metrics": metrics,
+        }
+        if show:
+            _show(point, metrics, location)
         _raise_for_failed_rows(point, metrics)
         record["status"] = "ok"
-        return point, metrics, location
+        summary = summarise_point(metrics)
+        return summary.dense if summary.sparse is None else summary.sparse
     except BaseException as error:
         record["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        replace_json(context.folder / JOB_FILE, record)
+        replace_json(context.folder / JOB_FILE, plain_json(record))
 
 
 def _show(point: Point, metrics: dict[str, Any], location: str | None) -> None:
@@ -133,10 +145,13 @@ def _raise_for_failed_rows(point: Point, metrics: dict[str, Any]) -> None:
     if not failed:
         return
     arms = [arm for arm in (point.dense, point.sparse) if arm is not None]
-    errors = [row.error for arm in arms for row in arm.store.load().values() if row.error]
+    wanted = set(point.row_keys)
+    rows = [row for arm in arms for row in arm.store.load().values() if row.key in wanted]
+    first = next((row.error for row in rows if row.error), "see scores.jsonl.")
     raise ModelError(
-        f"{failed} answers of this point are missing. The first error: {errors[0] if errors else 'see scores.jsonl'} "
-        "All other answers are kept; the same command tries the missing ones again."
+        f"{failed} answers of this point are missing. First error: {first}\n"
+        "All other answers are kept. The same command tries the missing ones again; where an input is at fault, "
+        "mend it first."
     )
 
 

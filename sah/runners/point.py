@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from sah.adapters.huggingface import ModelAdapterHF
 from sah.config.experiment import DENSE, Experiment
 from sah.data.example import Example, Question
 from sah.errors import DataError, ModelError, SahError
+from sah.metrics.scorers import check_metrics
 from sah.results.rows import PredictionRow, PredictionStatus, row_key
 from sah.results.store import PointStore
 from sah.runners.identity import point_identity, requested_density
@@ -90,6 +92,7 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     Raises:
         SahError: If the model, the data, the recipe or the stored results cannot be used.
     """
+    check_metrics(experiment.dataset.metrics)
     sparse_config = attention_config(experiment)
     model = session.model(experiment)
     examples = session.examples(experiment, model)
@@ -169,7 +172,7 @@ def _run_example(
                     arm.noted = True
                 try:
                     if cache is None:
-                        group = repr(sorted(point.model.identity.items()))
+                        group = json.dumps([point.model.identity, point.experiment.dataset.identity()], sort_keys=True)
                         cache, reused = session.contexts.get(group, example.context, arm.adapter.prefill)
                     row = _answer(point, arm, cache, reused, example, index, question)
                     reused = True

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sah.metrics.aggregate import ScoredRow, compare, scored_rows, summarise
-from sah.metrics.scorers import check_metrics, score_all
+from sah.metrics.scorers import score_all
 from sah.results.rows import PredictionRow, ScoreRow
 from sah.runners.point import DENSE_WAIT_SECONDS, Arm, Point
 
@@ -21,11 +21,9 @@ def score_point(point: Point) -> dict[str, Any]:
         What was written to the point's `metrics.json`.
 
     Raises:
-        ConfigError: If a metric does not exist.
         StateError: If scores cannot be written; predictions are safe.
     """
     metrics = point.experiment.dataset.metrics
-    check_metrics(metrics)
     dense = _score_arm(point, point.dense, metrics)
     result: dict[str, Any] = {"metrics": list(metrics), "label": point.dense.label, "dense": summarise(dense)}
     _write(point.dense, result)

@@ -81,11 +81,11 @@ class Session:
         Raises:
             DataError: If there are none, or one cannot be made.
         """
-        described = [model.identity["checkpoint"], type(experiment.dataset).__name__, vars(experiment.dataset)]
-        key = json.dumps(described, sort_keys=True, default=str)
+        dataset = experiment.dataset
+        key = json.dumps([model.identity, dataset.identity(), dataset.num_examples], sort_keys=True)
         if key not in self._examples:
             adapter = model.adapter
-            examples = experiment.dataset.load(adapter.count_prompt_tokens, adapter.window)
+            examples = dataset.load(adapter.count_prompt_tokens, adapter.window)
             if not examples:
                 raise DataError(
                     "dataset gives no example. Allowed: at least one. Check dataset.num_examples and its files."

@@ -16,6 +16,9 @@ def allowed_keys(attention_mask: torch.Tensor | None, queries: torch.Tensor, key
 
     Returns:
         Boolean (batch or 1, heads or 1, q_len, kv_len).
+
+    Raises:
+        ValueError: If an additive mask holds anything but 0 and very negative numbers.
     """
     q_len, kv_len = queries.shape[2], keys.shape[2]
     if attention_mask is None:
@@ -23,5 +26,10 @@ def allowed_keys(attention_mask: torch.Tensor | None, queries: torch.Tensor, key
         return (torch.arange(kv_len, device=keys.device) <= last[:, None])[None, None]
     mask = attention_mask[..., :kv_len]
     if mask.dtype != torch.bool:
-        mask = mask > torch.finfo(mask.dtype).min / 2
+        allowed = mask > torch.finfo(mask.dtype).min / 2
+        if bool((mask.masked_fill(~allowed, 0.0) != 0).any()):
+            raise ValueError(
+                "attention_mask holds biases, which sparse attention does not add: give 0 or very negative"
+            )
+        mask = allowed
     return mask.expand(-1, -1, q_len, kv_len)

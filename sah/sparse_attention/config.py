@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sah.config.base import ValidatedConfig
-from sah.config.values import check_share, check_size
+from sah.config.values import check_count, check_share, check_size
 from sah.errors import ConfigError
 
 
@@ -111,6 +111,7 @@ class MaskedAttentionConfig(SparseAttentionConfig):
             ConfigError: If it is empty, a budget is missing, two maskers read a density, or two are samplers.
         """
         super().validate()
+        check_count("seed", self.seed)
         check_recipe(self.masker_configs)
 
 

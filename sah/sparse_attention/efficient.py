@@ -8,7 +8,7 @@ import torch
 
 from sah.sparse_attention.allowed import allowed_keys
 from sah.sparse_attention.kernels.gather import gathered_attention
-from sah.sparse_attention.mask import Mask, gather_last
+from sah.sparse_attention.mask import gather_last
 from sah.sparse_attention.research import ResearchAttention, attend_densely, record_density
 
 
@@ -16,10 +16,12 @@ class EfficientAttention(ResearchAttention):
     """Runs one query a row (decode) over gathered keys and values.
 
     The maskers choose index lists, so that no mask, weight or probability of size kv_len is built beyond the scores
-    that a method itself needs. Chunks of several queries choose their keys the same way and attend through the plain
-    masked form. No attention weights are returned at decode and no gradient is promised: take `ResearchAttention` for
-    either.
+    (or, for uniform sampling, the random numbers) that a method itself needs. Chunks of several queries choose their
+    keys the same way and attend through the plain masked form. No attention weights are returned at decode and no
+    gradient is promised: take `ResearchAttention` for either.
     """
+
+    chooses_indices = True
 
     def custom_attention(
         self,
@@ -39,11 +41,7 @@ class EfficientAttention(ResearchAttention):
             ConfigError: If a query that may read keys keeps none.
         """
         allowed = allowed_keys(attention_mask, queries, keys)
-        mask = Mask.empty((*queries.shape[:3], keys.shape[2]), queries.device)
-        for masker in self.maskers:
-            mask = masker.add_indices(
-                queries, keys, values, allowed, scaling, dropout, sparse_meta_data, mask, **kwargs
-            )
+        mask = self.build_mask(queries, keys, values, allowed, scaling, dropout, sparse_meta_data, **kwargs)
         if queries.shape[2] > 1 or mask.is_full or dropout > 0:
             return attend_densely(queries, keys, values, mask, allowed, scaling, dropout, sparse_meta_data, **kwargs)
         indices, probabilities = mask.to_indices()

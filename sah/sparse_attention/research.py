@@ -28,6 +28,9 @@ class ResearchAttention(SparseAttention):
         ConfigError: If the recipe cannot be run.
     """
 
+    chooses_indices = False
+    """Whether maskers are asked for their fast form."""
+
     def __init__(self, config: MaskedAttentionConfig) -> None:
         config.validate()
         self.config = config
@@ -61,9 +64,8 @@ class ResearchAttention(SparseAttention):
         """
         mask = Mask.empty((*queries.shape[:3], keys.shape[2]), queries.device)
         for masker in self.maskers:
-            mask = masker.add_mask(
-                queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, mask, **kwargs
-            )
+            add = masker.add_indices if self.chooses_indices else masker.add_mask
+            mask = add(queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, mask, **kwargs)
         return mask
 
     def custom_attention(

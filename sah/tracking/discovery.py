@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
-from typing import Any
 
 import sah.tracking
-from sah.errors import ConfigError, bad_value
 from sah.tracking.base import TrackerConfig
 from sah.tracking.safe import SafeTracker
 
@@ -29,28 +26,6 @@ def tracker_configs() -> dict[str, type[TrackerConfig]]:
             if issubclass(member, TrackerConfig) and member.__module__ == module.__name__:
                 found[member.name] = member
     return dict(sorted(found.items()))
-
-
-def tracker_config(name: object, values: Mapping[str, Any] | None = None) -> TrackerConfig:
-    """Build a tracker's config from what was composed.
-
-    Args:
-        name: The value of the top-level key `tracker`.
-        values: The top-level node of that name, as plain data; None or empty for the defaults.
-
-    Returns:
-        The validated config.
-
-    Raises:
-        ConfigError: If there is no such tracker, or a value cannot be used.
-    """
-    configs = tracker_configs()
-    if not isinstance(name, str) or name not in configs:
-        raise bad_value("tracker", name, ", ".join(configs), "tracker=none")
-    try:
-        return configs[name](**(values or {}))
-    except TypeError as error:
-        raise ConfigError(f"The node {name!r} cannot be used: {error}") from error
 
 
 def create_tracker(config: TrackerConfig) -> SafeTracker:

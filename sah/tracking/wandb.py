@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sah.errors import missing_extra
+from sah.errors import ConfigError
 from sah.tracking.base import RunInfo
 from sah.tracking.wandb_config import WandbConfig
 
@@ -171,7 +171,10 @@ def _server() -> str:
     try:
         import wandb
     except ImportError as error:
-        raise missing_extra("wandb", "wandb", "tracker=wandb") from error
+        raise ConfigError(
+            "tracker=wandb needs the package 'wandb', which is not installed. "
+            "Run: pip install wandb, or write tracker=none"
+        ) from error
     return str(wandb.setup().settings.base_url)
 
 

@@ -57,11 +57,11 @@ def refused(done: Outcome, *expected: str) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["masker=nosuch"], ["masker/nosuch", "streaming_llm", "random", "topk"]),
-        (["masker=[sink,nosuch]"], ["masker/nosuch", "streaming_llm"]),
-        (["model=nosuch"], ["model/nosuch", "llama", "qwen3_0_6b", "tiny"]),
-        (["dataset=nosuch"], ["dataset/nosuch", "jsonl", "niah_multikey"]),
-        (["tracker=nosuch"], ["tracker/nosuch", "wandb", "none"]),
+        (["masker=nosuch"], ["masker='nosuch' is not allowed", "streaming_llm", "random", "topk"]),
+        (["masker=[sink,nosuch]"], ["masker='nosuch' is not allowed", "streaming_llm", "'masker=[sink,"]),
+        (["model=nosuch"], ["model='nosuch' is not allowed", "llama", "qwen3_0_6b", "tiny"]),
+        (["dataset=nosuch"], ["dataset='nosuch' is not allowed", "jsonl", "niah_multikey"]),
+        (["tracker=nosuch"], ["tracker='nosuch' is not allowed", "wandb", "none"]),
         (["model.name=tiny:nosuch"], ["tiny:nosuch", "tiny:llama", "tiny:gemma3"]),
         (["model.name=./no/such/folder"], ["no/such/folder"]),
         (["density=0"], ["density=0 is not allowed", SHARE, "density=0.1"]),
@@ -83,8 +83,9 @@ def refused(done: Outcome, *expected: str) -> None:
         (["execution=fast"], ["execution='fast' is not allowed", "auto, research, efficient"]),
         (["generation.max_new_tokens=0"], ["generation.max_new_tokens=0"]),
         (["dataset.metrics=[nosuch]"], ["nosuch", "string_match_all", "token_f1"]),
-        (["nosuch=1"], ["nosuch"]),
-        (["dataset.nosuch=1"], ["dataset.nosuch"]),
+        (["nosuch=1"], ["nosuch is not a key of the config", "masker", "threads"]),
+        (["dataset.nosuch=1"], ["dataset.nosuch is not a key of dataset", "length"]),
+        (["tracker=none", "wandb.mode=offline"], ["wandb.mode", "tracker is 'none'", "tracker=wandb"]),
         (["output_dir=''"], ["output_dir"]),
         (["+model.model_kwargs.dtype=float99"], ["float99"]),
         (["+model.model_kwargs.nosuch=1"], ["nosuch"]),
@@ -294,10 +295,11 @@ def test_waiting_for_dense_rows_has_an_end(template: Path, monkeypatch: pytest.M
     assert run("masker=topk", "dataset.num_examples=3").code == 0
 
 
-def test_a_file_where_the_output_folder_should_be(computed: Path, work: Work) -> None:
+@pytest.mark.parametrize("flags", [[], ["-m"]], ids=["single", "sweep"])
+def test_a_file_where_the_output_folder_should_be(computed: Path, work: Work, flags: list[str]) -> None:
     Path("taken").write_text("mine", encoding="utf-8")
-    done = run("output_dir=taken/here")
-    refused(done, "taken", "output_dir")
+    done = run(*flags, "output_dir=taken/here")
+    refused(done, "taken/here", "output_dir", "Not a directory", "output_dir=outputs")
     assert Path("taken").read_text(encoding="utf-8") == "mine"
     assert work.counts == (0, 0, 0)
 
@@ -346,8 +348,6 @@ def test_the_model_is_not_loaded_for_a_mistake(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("the model was loaded")
 
     monkeypatch.setattr(ModelAdapterHF, "__init__", never)
-    from sah.adapters.factory import release_adapters
-
-    release_adapters()
+    monkeypatch.setattr("sah.adapters.factory._loaded", {})
     for mistake in ("density=2", "dataset.length=0"):
         refused(run(mistake), mistake)

@@ -53,6 +53,16 @@ def test_fetch_makes_a_model_ready(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     before = files_under(tmp_path / "cache")
     assert any(name.endswith("config.json") for name in before)
+    assert start("-c", CONSOLE, "fetch", "tiny", **environment).returncode == 0
+    assert files_under(tmp_path / "cache") == before
+
+
+def test_no_secret_is_written_in_a_sweep_or_a_run() -> None:
+    for flags in ((), ("-m",)):
+        done = start("-m", "sah.run", *arguments(*flags, "masker=topk", "+model.model_kwargs.token=s3cr3t"))
+        assert done.returncode == 0, done.stderr
+    assert len(list(Path().rglob("multirun.yaml"))) == 1
+    assert [path for path in Path().rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
 
 
 def test_the_module_runs_from_any_folder() -> None:

@@ -122,7 +122,7 @@ def test_points_that_do_not_read_what_differs_run_once_and_are_shown_once() -> N
     assert done.code == 0, done.text
     assert sorted(point.label for point in stored().values()) == ["dense", "sink"]
     assert sum(line.split()[:1] == ["sink"] for line in done.out.splitlines()) == 1
-    assert done.out.count("Same point as") == 2
+    assert done.out.count("is the same point as") == 2
     assert all(len(point.predictions) == 2 for point in stored().values())
     (table,) = Path("outputs/sweeps").rglob("table.md")
-    assert table.read_text(encoding="utf-8").count("Same point as") == 2
+    assert table.read_text(encoding="utf-8").count("is the same point as") == 2

@@ -56,7 +56,7 @@ def test_points_of_a_sweep_share_model_and_contexts(work: Work, monkeypatch: pyt
 
     loads: list[Any] = []
     create = factory.create_adapter
-    factory.release_adapters()
+    monkeypatch.setattr(factory, "_loaded", {})
     monkeypatch.setattr(factory, "create_adapter", lambda *given, **more: loads.append(given) or create(*given, **more))
     done = run("-m", "masker=topk,random", "density=0.05,0.1")
     assert done.code == 0, done.text

@@ -56,7 +56,7 @@ def test_the_job_folder_points_to_the_results() -> None:
     assert done.code == 0, done.text
     assert [path.name for path in Path().iterdir()] == ["outputs"]
     (folder,) = (path.parent for path in Path("outputs/runs").rglob("job.json"))
-    assert {"config.json", "job.json", "sah.log", ".hydra"} == {path.name for path in folder.iterdir()}
+    assert {"config.json", "job.json", "sah.log"} == {path.name for path in folder.iterdir()}
     (record,) = jobs()
     point = sparse_of()
     assert record["status"] == "ok"

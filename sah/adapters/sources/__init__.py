@@ -14,7 +14,7 @@ from pathlib import Path
 from sah.adapters.sources.base import ModelSource
 from sah.errors import ModelError
 
-__all__ = ["ModelSource", "all_sources", "fetch", "find_source"]
+__all__ = ["ModelSource", "all_sources", "fetch", "fetchable", "find_source"]
 
 
 @functools.cache
@@ -44,11 +44,21 @@ def find_source(name: str) -> ModelSource | None:
     return sources.get(name) or next((source for source in sources.values() if source.alias == name), None)
 
 
+def fetchable() -> list[str]:
+    """List what `fetch` takes.
+
+    Returns:
+        The aliases of all sources, then their full names.
+    """
+    sources = all_sources().values()
+    return sorted(source.alias for source in sources if source.alias) + sorted(source.name for source in sources)
+
+
 def fetch(name: str) -> Path:
     """Make a model ready for use without network, as `sah fetch` does.
 
     Args:
-        name: As for `find_source`, e.g. `llama`, `gemma3_270m`, `tiny`.
+        name: One of `fetchable()`, e.g. `llama`, `gemma3_270m`, `tiny`.
 
     Returns:
         The checkpoint's folder in the cache, complete and checked.
@@ -58,7 +68,5 @@ def fetch(name: str) -> Path:
     """
     source = find_source(name)
     if source is None:
-        sources = all_sources().values()
-        known = sorted([source.alias for source in sources if source.alias] + [source.name for source in sources])
-        raise ModelError(f"There is no model {name!r} to fetch. Known: {', '.join(known)}.")
+        raise ModelError(f"There is no model {name!r} to fetch. Known: {', '.join(fetchable())}.")
     return source.ensure()

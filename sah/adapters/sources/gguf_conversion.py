@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sah import fetching
+from sah.adapters.sources.quiet import quiet
 from sah.errors import ModelError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def convert(
     folder: Path,
     label: str,
     eos_token_id: int | list[int],
-    mend_tokenizer: Callable[[PreTrainedTokenizerBase], None],
+    mend_tokenizer: Callable[[PreTrainedTokenizerBase], None] | None = None,
 ) -> None:
     """Write the model and tokenizer of a GGUF file as a plain checkpoint folder.
 
@@ -51,7 +52,8 @@ def convert(
         folder: An existing, empty folder.
         label: Name of the model for the status line.
         eos_token_id: Ids that end an answer, for `generation_config.json`.
-        mend_tokenizer: Corrects in place what the GGUF says wrongly, or not at all, about the tokenizer.
+        mend_tokenizer: Corrects in place what the GGUF says wrongly, or not at all, about the tokenizer; None
+            where it says all that matters.
 
     Raises:
         ModelError: If the packages for reading GGUF are missing, or reading or writing fails; chained.
@@ -70,7 +72,8 @@ def convert(
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)
             model.config.eos_token_id = model.generation_config.eos_token_id = eos_token_id
-            mend_tokenizer(tokenizer)
+            if mend_tokenizer is not None:
+                mend_tokenizer(tokenizer)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         except ImportError as error:
@@ -92,26 +95,3 @@ def _status(text: str) -> Iterator[None]:
         console.print(text, highlight=False)
     with console.status(text), redirect_stderr(io.StringIO()):
         yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back transformers' own progress bars and warnings while the block runs.
-
-    Yields:
-        Nothing.
-    """
-    from transformers.utils import logging
-
-    hf_logging: Any = logging
-
-    verbosity: Any = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

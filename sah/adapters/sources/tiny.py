@@ -81,7 +81,7 @@ def _builder(family: str) -> Callable[[Path], None]:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from sah.adapters.sources.gguf_conversion import quiet
+        from sah.adapters.sources.quiet import quiet
         from sah.adapters.sources.tiny_tokenizer import build_tokenizer
 
         with torch.random.fork_rng(devices=[]), quiet():

@@ -6,7 +6,7 @@ import importlib.metadata
 import random
 from functools import cache
 
-from sah.errors import missing_extra
+from sah.errors import ConfigError
 
 _LOWEST, _HIGHEST = 1_000_000, 9_999_999
 _WORDS_PACKAGE = "wonderwords"
@@ -55,7 +55,7 @@ def _word_lists() -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         from wonderwords import RandomWord, is_profanity
     except ImportError as error:
-        raise missing_extra(_WORDS_PACKAGE, "data", "dataset=niah") from error
+        raise _no_words() from error
     source = RandomWord(enhanced_prefixes=False)
 
     def words(category: str) -> tuple[str, ...]:
@@ -77,4 +77,10 @@ def words_version() -> str:
     try:
         return f"{_WORDS_PACKAGE} {importlib.metadata.version(_WORDS_PACKAGE)}"
     except importlib.metadata.PackageNotFoundError as error:
-        raise missing_extra(_WORDS_PACKAGE, "data", "dataset=niah") from error
+        raise _no_words() from error
+
+
+def _no_words() -> ConfigError:
+    return ConfigError(
+        f"dataset=niah needs the package {_WORDS_PACKAGE!r}, which is not installed. Run: pip install {_WORDS_PACKAGE}"
+    )

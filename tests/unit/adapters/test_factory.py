@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -210,8 +212,8 @@ def test_local_folder_is_identified_by_content(tmp_path: Path, monkeypatch: pyte
 @pytest.fixture
 def tiny_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(fetching.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(factory, "_loaded", {})
     yield
-    factory.release_adapters()
 
 
 def test_create_adapter_defaults_to_float32_on_the_cpu(tiny_cache: None) -> None:
@@ -224,13 +226,26 @@ def test_create_adapter_defaults_to_float32_on_the_cpu(tiny_cache: None) -> None
     assert other.model.dtype == torch.bfloat16
 
 
-def test_one_adapter_a_model_config(tiny_cache: None) -> None:
+def test_one_adapter_a_model_config_and_one_in_the_process(tiny_cache: None) -> None:
     adapter = factory.load_adapter_cached(ModelConfig("tiny:llama"))
     assert factory.load_adapter_cached(ModelConfig("tiny:llama", label="other")) is adapter
-    assert factory.load_adapter_cached(ModelConfig("tiny:qwen2")) is not adapter
-    assert factory.load_adapter_cached(ModelConfig("tiny:llama", model_kwargs={"dtype": "bfloat16"})) is not adapter
-    factory.release_adapters()
-    assert factory.load_adapter_cached(ModelConfig("tiny:llama")) is not adapter
+    other = factory.load_adapter_cached(ModelConfig("tiny:llama", model_kwargs={"dtype": "bfloat16"}))
+    assert other is not adapter
+    forgotten = weakref.ref(adapter)
+    del adapter
+    gc.collect()
+    assert forgotten() is None
+    assert factory.load_adapter_cached(ModelConfig("tiny:llama")) is not other
+
+
+def test_own_models_load_without_a_progress_bar(tiny_cache: None, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    factory.resolve_model("tiny:llama")
+    capfd.readouterr()
+    factory.create_adapter("tiny:llama")
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
 
 
 class Recorder:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sah.adapters.base import Request, RequestResponse
-from sah.errors import ConfigError, DataError
+from sah.errors import ConfigError, DataError, StateError
 from sah.sparse_attention import EfficientAttentionConfig, LocalMaskerConfig, ResearchAttentionConfig
 from tests.support.models import (
     CONTEXT,
@@ -242,3 +242,16 @@ def test_context_question_and_new_tokens_must_fit_together(monkeypatch: pytest.M
     assert calls == []
     for number in (cache.length + len(ids) + 8, cache.length + len(ids) + 7):
         assert str(number) in str(caught.value)
+
+
+def test_a_cache_of_another_model_is_refused() -> None:
+    cache = dense_adapter("llama").prefill("Some words that make a context.")
+    with pytest.raises(StateError, match="prefilled by"):
+        dense_adapter("qwen2").answer(cache, "\nA question?")
+
+
+def test_what_questions_see_of_the_context_state_is_read_only() -> None:
+    state = dense_adapter("llama")._meta_data({"layer": 1}, "lane")["context_state"]
+    assert state["layer"] == 1
+    with pytest.raises(TypeError):
+        state["layer"] = 2

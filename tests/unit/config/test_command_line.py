@@ -59,12 +59,13 @@ def test_composing_is_quick_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("masker=nosuch", ["Could not find 'masker/nosuch'", "streaming_llm"]),
-        ("model=nosuch", ["Could not find 'model/nosuch'", "llama"]),
-        ("dataset=nosuch", ["Could not find 'dataset/nosuch'", "niah"]),
-        ("+experiment=nosuch", ["Could not find 'experiment/nosuch'", "density_curve"]),
+        ("masker=topq", ["masker='topq' is not allowed", "streaming_llm", "example: masker=topp"]),
+        ("masker=[sink,topq]", ["masker='topq' is not allowed", "streaming_llm", "'masker=[sink,topp]'"]),
+        ("+experiment=smok", ["+experiment='smok' is not allowed", "density_curve", "+experiment=smoke"]),
         ("experiment=smoke", ["use +experiment=smoke"]),
-        ("masker.topk.foo=1", ["Could not override 'masker.topk.foo'"]),
+        ("masker.topk.foo=1", ["masker.topk.foo is not a key of masker.topk. Allowed: density, heavy_size"]),
+        ("output_dir=${nope}", ["Interpolation key 'nope' not found"]),
+        ("--config-dir=nowhere", ["nowhere' not found"]),
         ("masker=[topk,topk]", ["topk stands more than once"]),
         ("dataset=null", ["dataset=None is not allowed"]),
         ("density=0", ["density=0 is not allowed. Allowed: a number above 0 and at most 1"]),
@@ -76,6 +77,24 @@ def test_a_mistake_ends_in_one_message_and_exit_code_1(tmp_path, argument, expec
     assert "Traceback" not in done.stdout + done.stderr
     for text in expected:
         assert text in done.stderr
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for argument, name in (("masker.topk.foo=1", "ConfigCompositionException"), ("density=0", "ConfigError")):
+        done = run("sah.run", argument, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr and name in done.stderr
+
+
+def test_options_of_a_folder_of_ones_own_are_named(tmp_path):
+    (tmp_path / "mine" / "masker").mkdir(parents=True)
+    (tmp_path / "mine" / "masker" / "own_one.yaml").write_text("sink:\n  sink_size: 4\n")
+    for choice in ("own_two", "[sink,own_two]"):
+        done = run("sah.run", "--config-dir", "mine", f"masker={choice}", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "masker='own_two' is not allowed" in done.stderr and "topk" in done.stderr
+        assert choice.replace("own_two", "own_one") in done.stderr.partition("Write")[2]
 
 
 def test_sah_takes_overrides_with_and_without_the_word_run(tmp_path):
@@ -99,7 +118,8 @@ def test_a_mistyped_command_is_named(tmp_path):
 def test_fetch_lists_what_it_knows(tmp_path):
     done = run("sah.cli", "fetch", "nosuch", cwd=tmp_path)
     assert done.returncode == 2
-    assert "gemma3_270m" in done.stderr
+    for name in ("gemma3_270m", "llama", "tiny", "tiny:qwen3", "essays"):
+        assert name in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from hydra.errors import HydraException
 
+from sah.config.explain import explain
 from sah.config.overrides import check_choices
 from sah.errors import ConfigError
 
@@ -113,6 +115,7 @@ def test_all_mistakes_are_reported_together(build):
     ("argument", "expected"),
     [
         ("masker=null", "masker=None is not allowed"),
+        ("masker=3", "masker=3 is not allowed"),
         ("dataset=null", "dataset=None is not allowed"),
         ("model=[llama,tiny]", "only masker takes a list"),
         ("masker=[topk,topk]", "masker: topk stands more than once"),
@@ -137,3 +140,49 @@ def test_other_arguments_are_left_to_hydra():
         ]
         + ["not an override", "+experiment=smoke", "hydra/launcher=null", "masker.topk.heavy_size=range(1,4)"]
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mskr=topk"], "mskr is not a key of the config. Allowed: context_cache_gib, dataset, "),
+        (["mskr=topk"], "Write for example: masker=..."),
+        (["nosuch=1"], "Remove nosuch"),
+        (["dataset.lenght=3"], "Write for example: dataset.length=..."),
+        (["dataset.nosuch.deep=3"], "dataset.nosuch is not a key of dataset. Allowed: depths, "),
+        (["generation.temperature=1"], "generation.temperature is not a key of generation. Allowed: max_new_tokens"),
+        (["density.x=3"], "density.x is not a key of density"),
+        (["masker=dense", "masker.dense.x=1"], "masker.dense.x: the dense baseline takes no values"),
+        (["masker.sink.sink_size=3"], "masker.sink.sink_size is set, but the recipe has no masker 'sink'"),
+        (["masker.mine.size=3"], "masker.mine.size is set, but there is no masker 'mine'. Allowed: causal, "),
+        (["tracker=none", "wandb.mode=offline"], "wandb.mode is set, but the tracker is 'none'. Write tracker=wandb"),
+        (["model.model_kwargs.dtype=bfloat16"], "Write +model.model_kwargs.dtype=..."),
+        (["hydra.nosuch=1"], "hydra.nosuch is not a key of hydra"),
+        (["masker=tpk"], "masker='tpk' is not allowed. Allowed: causal, dense, "),
+        (["masker=tpk"], "Write for example: masker=topk"),
+        (["masker=[sink,tpk]"], "Write for example: 'masker=[sink,topk]'"),
+        (["+experiment=smok"], "+experiment='smok' is not allowed. Allowed: density_curve, "),
+        (["+masker/schema@masker.b=tpk"], "Write for example: +masker/schema@masker.b=topk"),
+        (["experiment=smoke"], "use +experiment=smoke"),
+        (["masker=[sink"], "masker: this argument cannot be read"),
+        (["dataset.metrics.7=x"], "dataset.metrics.7=x\nlist index out of range"),
+        (["~masker.sink"], "'masker.sink' does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_hydra_refuses_is_told_in_our_words(composed, overrides, expected):
+    with pytest.raises(HydraException) as caught:
+        composed(*overrides)
+    message = explain(caught.value, overrides)
+    assert expected in message
+    assert "append to your config" not in message and "Config search path" not in message
+
+
+def test_a_choice_inside_a_file_names_the_file(composed, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /masker: tpk\n")
+    overrides = ["+experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+    with pytest.raises(HydraException) as caught:
+        composed(*overrides)
+    message = explain(caught.value, overrides)
+    assert "masker='tpk' is not allowed" in message and "masker: topk" in message

@@ -48,9 +48,9 @@ def test_an_example_is_frozen_and_hashable() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"context": " \n"}, "The context is empty"),
-        ({"text": "\n"}, "The question is empty"),
-        ({"answers": ()}, "at least one string"),
+        ({"context": " \n"}, r"The context is empty.*Write for example: Example\(context="),
+        ({"text": "\n"}, r"The question is empty.*Write for example: Question\(text="),
+        ({"answers": ()}, r"at least one string.*Write for example: answers=\("),
         ({"answers": "Ada"}, "a tuple of at least one string"),
         ({"answers": ("Ada", " ")}, "empty answer"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from sah.tracking.base import RunInfo
-from sah.tracking.discovery import create_tracker, tracker_config
+from sah.tracking.discovery import create_tracker
+from sah.tracking.wandb_config import WandbConfig
 
 COLUMNS = ("key", "prediction", "score", "token_ids")
 ROWS = (("a:0", "Zürich 7", 1.0, [1, 2]), ("b:0", "", None, []))
@@ -24,7 +25,7 @@ def main() -> None:
     for run_id in ("0123456789abcdef", "second")[: 2 if "again" in rest else 1]:
         patience = 3.0 if "impatient" in rest else 30.0
         values = {"mode": mode, "tags": ["mine"], "start_timeout": patience, "finish_timeout": patience}
-        tracker = create_tracker(tracker_config("wandb", values))
+        tracker = create_tracker(WandbConfig(**values))
         config = {"masker": {"topk": {"density": 0.1}}, "seed": 0, "labels": ["a", "b"]}
         tracker.start(RunInfo(run_id, "tiny topk", Path(folder), "sweep-1", "eval", ("topk", "t" * 80), config))
         location = tracker.location

@@ -25,9 +25,7 @@ def write(path: Path, *rows: dict[str, Any] | str) -> Path:
     return path
 
 
-def load(
-    path: Path, window: int | None = None, counter: PromptCounter = count, **settings: Any
-) -> list[Example]:
+def load(path: Path, window: int | None = None, counter: PromptCounter = count, **settings: Any) -> list[Example]:
     return list(JsonlConfig(path=str(path), **settings).load(counter, window))
 
 
@@ -228,9 +226,7 @@ def test_prompts_beyond_the_window_are_named(tmp_path: Path) -> None:
 def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.jsonl", ROW)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        ConfigError, match=r"dataset=jsonl needs the package 'datasets'.*pip install 'sah\[data\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"dataset=jsonl needs the package 'datasets'.*pip install 'sah\[data\]'"):
         load(file)
 
 

@@ -37,9 +37,7 @@ def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> N
         NiahConfig(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "depths", [[], [0.5, 1.1], [-0.1], [math.nan], ["0.5"], [True], "0.5", 0, -3, 0.5, None, True]
-)
+@pytest.mark.parametrize("depths", [[], [0.5, 1.1], [-0.1], [math.nan], ["0.5"], [True], "0.5", 0, -3, 0.5, None, True])
 def test_bad_depths_are_refused(depths: object) -> None:
     with pytest.raises(ConfigError, match=r"dataset.depths=.* from 0 \(start of the haystack\) to 1"):
         NiahConfig(depths=depths)

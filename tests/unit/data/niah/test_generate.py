@@ -83,9 +83,7 @@ def test_nothing_is_mutated_and_the_global_generator_is_left_alone(count_words: 
 @pytest.mark.parametrize("haystack", ["noise", "prose"])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_asked_needle_lies_at_its_depth(task: str, haystack: str, count_words: PromptCounter) -> None:
-    config = settings(
-        task, haystack=haystack, length=4096, depths=[0.0, 0.1, 0.5, 0.77, 1.0], num_examples=10
-    )
+    config = settings(task, haystack=haystack, length=4096, depths=[0.0, 0.1, 0.5, 0.77, 1.0], num_examples=10)
     for index, example in enumerate(load(config, count_words)):
         depth = [0.0, 0.1, 0.5, 0.77, 1.0][index % 5]
         (question,) = example.questions
@@ -189,9 +187,7 @@ def test_few_calls_of_the_tokenizer_are_needed() -> None:
 def test_a_needle_that_does_not_fit_is_refused_with_a_length_that_does(
     task: str, haystack: str, count_words: PromptCounter
 ) -> None:
-    with pytest.raises(
-        DataError, match=r"dataset.length=60 has no room for .*Write dataset.length=\d+"
-    ) as caught:
+    with pytest.raises(DataError, match=r"dataset.length=60 has no room for .*Write dataset.length=\d+") as caught:
         load(settings(task, haystack=haystack, length=60), count_words)
     enough = int(str(caught.value).rpartition("dataset.length=")[2].split()[0])
     assert len(load(settings(task, haystack=haystack, length=enough), count_words)) == 8
@@ -212,9 +208,7 @@ def test_a_length_beyond_the_window_is_refused_with_one_that_fits(count_words: P
 
 def test_a_limit_that_cannot_hold_the_answer_is_refused(count_words: PromptCounter) -> None:
     config = settings("multiquery", max_new_tokens=16)
-    with pytest.raises(
-        DataError, match=r"max_new_tokens=16 cannot hold the answer, which takes 31 tokens"
-    ) as caught:
+    with pytest.raises(DataError, match=r"max_new_tokens=16 cannot hold the answer, which takes 31 tokens") as caught:
         load(config, count_words)
     config.max_new_tokens = int(str(caught.value).rpartition("max_new_tokens=")[2].split()[0])
     assert load(config, count_words)

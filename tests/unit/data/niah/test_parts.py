@@ -22,9 +22,7 @@ from sah.errors import ConfigError, DataError
     room=st.integers(0, 5000),
     rate=st.floats(1, 50),
 )
-def test_the_largest_number_is_found_whatever_the_pieces(
-    sizes: list[int], base: int, room: int, rate: float
-) -> None:
+def test_the_largest_number_is_found_whatever_the_pieces(sizes: list[int], base: int, room: int, rate: float) -> None:
     calls = 0
 
     def count(number: int) -> int:

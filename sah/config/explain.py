@@ -1,0 +1,125 @@
+"""Puts Hydra's errors about the command line into our words: which key, what is allowed there, what to write."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from sah.config.experiment import DENSE
+from sah.config.lenient import strict_class
+from sah.config.mistakes import closest, unknown_key
+from sah.config.recipe import dense_values, leftover
+from sah.errors import bad_value
+from sah.tracking.discovery import tracker_configs
+
+_OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
+_TO_ADD = re.compile(r"To append to your default list use (\+\S+)")
+_SEARCHED = re.compile(r"path=file://(.+)")
+_ASKED_BY = re.compile(r"In '([^']+)'")
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Say what is wrong with a command line that Hydra refuses.
+
+    Args:
+        error: What Hydra or OmegaConf raised while composing.
+        arguments: The command line without the program.
+
+    Returns:
+        The message. What is not known here keeps Hydra's own words.
+    """
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        return _unknown_option(error, arguments)
+    if isinstance(error, OverrideParseException):
+        key = error.override.partition("=")[0]
+        return (
+            f"{key}: this argument cannot be read ({_first_line(error.message)}). Allowed: group=option or key=value. "
+            "Write values with brackets, commas or blanks in quotes, for example: 'masker=[sink,topk]'"
+        )
+    overridden = _OVERRIDDEN.search(str(error))
+    cause = error.__cause__
+    if overridden and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return _unknown(overridden[1], cause)
+    to_add = _TO_ADD.search(str(error))
+    if overridden and to_add:
+        return f"{overridden[1]} has no default that could be replaced. To add it, use {to_add[1]}"
+    lines = [_own_words(error), *([_first_line(str(cause))] if isinstance(cause, OmegaConfBaseException) else [])]
+    return "\n".join(lines)
+
+
+def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
+    """Name a group's options when one that does not exist was chosen, alone, in a list or in a YAML file."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    options = sorted(error.options or _options(str(error), group))
+    given = next((argument for argument in arguments if _chooses(argument, group, name)), None)
+    if given is None:
+        asked_by = _ASKED_BY.search(str(error))
+        where = f"In {asked_by[1]}.yaml: " if asked_by else ""
+        instead = f"{group}: {closest(name, options) or (options or ['<option>'])[0]}"
+        return where + str(bad_value(group, name, ", ".join(options), instead))
+    key, _, value = given.partition("=")
+    meant = closest(name, options) or (options or ["<option>"])[0]
+    if value.startswith("["):
+        kept = [meant if entry.strip() == name else entry.strip() for entry in value.strip("[]").split(",")]
+        instead = f"'{key}=[{','.join(kept)}]'"
+    else:
+        instead = f"{key}={meant}"
+    return str(bad_value(key, name, ", ".join(options), instead))
+
+
+def _chooses(argument: str, group: str, name: str) -> bool:
+    key, _, value = argument.partition("=")
+    return key.lstrip("+").partition("@")[0] == group and name in re.split(r"[\[\],\s'\"]+", value)
+
+
+def _options(message: str, group: str) -> set[str]:
+    """List a group's YAML files in every folder that Hydra says it searched."""
+    return {file.stem for folder in _SEARCHED.findall(message) for file in (Path(folder) / group).glob("*.yaml")}
+
+
+def _unknown(key: str, cause: OmegaConfBaseException) -> str:
+    """Name what a section holds when a key that it lacks was set."""
+    section = cause.parent_node
+    missing = str(cause.full_key)
+    top, _, rest = missing.partition(".")
+    masker = rest.partition(".")[0]
+    if top == "masker" and masker == DENSE:
+        return dense_values([key])
+    if top == "masker" and rest == masker:
+        return leftover(masker, [key])
+    if missing in tracker_configs():
+        chosen = section.get("tracker") if isinstance(section, DictConfig) else None
+        return f"{key} is set, but the tracker is {chosen!r}. Write tracker={missing}, or remove {key}"
+    if not isinstance(section, DictConfig):
+        return unknown_key(missing, ())
+    if _takes_new_keys(section):
+        return f"{key} is not set yet, and {missing.rpartition('.')[0]} takes new keys with a plus. Write +{key}=..."
+    return unknown_key(missing, [str(name) for name in section if "." in missing or name != "hydra"])
+
+
+def _takes_new_keys(section: DictConfig) -> bool:
+    """Tell whether a section is, or lies in, a field that holds arguments under any names."""
+    while (parent := section._get_parent()) is not None:
+        owner = strict_class(parent)
+        if owner is not None and isinstance(parent, DictConfig):
+            return typing.get_origin(typing.get_type_hints(owner).get(str(section._key()))) is dict
+        if not isinstance(parent, DictConfig):
+            return False
+        section = parent
+    return False
+
+
+def _own_words(error: Exception) -> str:
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {_first_line(str(error.msg))}" if error.full_key else _first_line(str(error))
+    return str(error).strip()
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
