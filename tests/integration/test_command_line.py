@@ -46,6 +46,7 @@ def test_the_console_script_helps() -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_fetch_makes_a_model_ready(tmp_path: Path) -> None:
     """The tiny model needs no network; a second time nothing is written."""
     environment = {"SAH_CACHE_DIR": str(tmp_path / "cache"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -57,6 +58,7 @@ def test_fetch_makes_a_model_ready(tmp_path: Path) -> None:
     assert files_under(tmp_path / "cache") == before
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_in_a_sweep_or_a_run() -> None:
     for flags in ((), ("-m",)):
         done = start("-m", "sah.run", *arguments(*flags, "masker=topk", "+model.model_kwargs.token=s3cr3t"))
@@ -65,6 +67,7 @@ def test_no_secret_is_written_in_a_sweep_or_a_run() -> None:
     assert [path for path in Path().rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_the_module_runs_from_any_folder() -> None:
     done = start("-m", "sah.run", *arguments("masker=topk", "tracker=wandb"))
     assert done.returncode == 0, done.stderr

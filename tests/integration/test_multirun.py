@@ -111,6 +111,7 @@ def test_the_smoke_preset() -> None:
     assert len(sparse_of().predictions) == 2
 
 
+@pytest.mark.slow
 def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
     done = run("+experiment=density_curve", "dataset.depths=2", "generation.max_new_tokens=2")
     assert done.code == 0, done.text

@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_package_and_conf_and_nothing_else(wheel):
     assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "sah").rglob("*.py")}
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_composes_from_any_folder(wheel, tmp_path):
     """In an environment of its own that sees the dependencies installed here, but not this checkout."""
     python = environment_python(tmp_path / "venv")
