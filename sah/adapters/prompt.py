@@ -73,8 +73,8 @@ class PromptFormatter:
         check_text("context", context)
         head = self._render(context + _SENTINEL, "").partition(_SENTINEL)[0]
         whole = self._encode(head)
-        # Merges stay within a word. In a tail of several words, whose first may be cut, the last tokens are those of the
-        # whole text, and what a continuation can change of them shows there as well, at a fraction of the cost.
+        # Merges stay within a word. In a tail of several words, whose first may be cut, the last tokens are those of
+        # the whole text, and what a continuation can change of them shows there as well, at a fraction of the cost.
         tail = head[-_TAIL:]
         length = len(whole) - self._unstable_tokens(tail if len(tail.split()) > _TAIL_WORDS else head)
         if length == 0:

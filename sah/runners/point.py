@@ -64,6 +64,8 @@ class Point:
     dense: Arm
     sparse: Arm | None
     """None where the point is the dense baseline itself."""
+    context_group: str
+    """Names the model and the data set, on which prefilled contexts depend."""
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Id of this run, noted with its rows."""
 
@@ -102,11 +104,12 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
         store = PointStore(experiment.output_dir, identity, label, config)
         return Arm(label, adapter, store, None if dense else requested_density(experiment), store.finished())
 
+    group = json.dumps([model.identity, experiment.dataset.identity()], sort_keys=True)
     dense = arm(DENSE, model.adapter, dense=True)
     if sparse_config is None:
-        return Point(experiment, model, examples, dense, None)
+        return Point(experiment, model, examples, dense, None, group)
     sparse = arm(experiment.label, model.adapter.with_sparse_attention(sparse_config), dense=False)
-    return Point(experiment, model, examples, dense, sparse)
+    return Point(experiment, model, examples, dense, sparse, group)
 
 
 def run_point(point: Point, session: Session, provenance: Mapping[str, Any]) -> None:
@@ -172,8 +175,7 @@ def _run_example(
                     arm.noted = True
                 try:
                     if cache is None:
-                        group = json.dumps([point.model.identity, point.experiment.dataset.identity()], sort_keys=True)
-                        cache, reused = session.contexts.get(group, example.context, arm.adapter.prefill)
+                        cache, reused = session.contexts.get(point.context_group, example.context, arm.adapter.prefill)
                     row = _answer(point, arm, cache, reused, example, index, question)
                     reused = True
                 except DataError as error:
