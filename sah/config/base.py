@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from numbers import Integral, Real
 from typing import Any, cast
 
+from sah.config.values import closest
 from sah.errors import ConfigError
 
 
@@ -46,10 +46,10 @@ class ValidatedConfig:
         fields = [entry.name for entry in dataclasses.fields(cast("Any", self))]
         if name in fields:
             return
-        closest = difflib.get_close_matches(name, fields, 1)
+        meant = closest(name, fields)
         raise ConfigError(
             f"{type(self).__name__} has no field {name!r}. Allowed: {', '.join(fields) or 'none'}."
-            + (f" Write for example: {closest[0]}" if closest else "")
+            + (f" Write for example: {meant}" if meant else "")
         )
 
 

@@ -13,8 +13,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from sah.config.experiment import DENSE
 from sah.config.lenient import strict_class
-from sah.config.mistakes import closest, unknown_key
+from sah.config.mistakes import unknown_key
 from sah.config.recipe import dense_values, leftover
+from sah.config.values import closest
 from sah.errors import bad_value
 from sah.tracking.discovery import tracker_configs
 

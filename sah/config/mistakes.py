@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
+from sah.config.values import closest
 from sah.errors import ConfigError
 
 
@@ -22,19 +22,6 @@ def all_mistakes(messages: Iterable[str]) -> ConfigError:
         return ConfigError(unique[0])
     lines = "\n".join(f"  {number}. {message}" for number, message in enumerate(unique, start=1))
     return ConfigError(f"The config has {len(unique)} mistakes:\n{lines}")
-
-
-def closest(given: str, known: Iterable[str]) -> str | None:
-    """Find the name that was probably meant.
-
-    Args:
-        given: The name as given.
-        known: The names that exist.
-
-    Returns:
-        The most similar one, or None if none is similar.
-    """
-    return next(iter(difflib.get_close_matches(given, list(known), 1)), None)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 from sah.errors import bad_value
@@ -84,3 +86,16 @@ def check_count(key: str, value: object, *, minimum: int = 0) -> int:
     if not isinstance(number, int) or number < minimum:
         raise bad_value(key, value, f"a whole number of at least {minimum}", f"{key}={max(minimum, 1)}")
     return number
+
+
+def closest(given: str, known: Iterable[str]) -> str | None:
+    """Find the name that was probably meant.
+
+    Args:
+        given: The name as given.
+        known: The names that exist.
+
+    Returns:
+        The most similar one, or None if none is similar.
+    """
+    return next(iter(difflib.get_close_matches(given, list(known), 1)), None)

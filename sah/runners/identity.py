@@ -46,12 +46,15 @@ def model_identity(experiment: Experiment, checkpoint: str, dtype: str) -> dict[
     }
 
 
-def point_identity(experiment: Experiment, model: dict[str, Any], *, dense: bool) -> dict[str, Any]:
+def point_identity(
+    experiment: Experiment, model: dict[str, Any], dataset: dict[str, Any], *, dense: bool
+) -> dict[str, Any]:
     """Describe a point, or the dense point that it is compared with.
 
     Args:
         experiment: The point.
         model: From `model_identity`.
+        dataset: What the data set says of itself.
         dense: Describe the dense baseline on the same examples.
 
     Returns:
@@ -60,7 +63,7 @@ def point_identity(experiment: Experiment, model: dict[str, Any], *, dense: bool
     """
     identity: dict[str, Any] = {
         "model": model,
-        "dataset": experiment.dataset.identity(),
+        "dataset": dataset,
         "generation": {"max_new_tokens": experiment.generation.max_new_tokens, "decoding": "greedy"},
         "prompt_version": PROMPT_VERSION,
         "prefill": "dense",

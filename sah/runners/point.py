@@ -97,14 +97,15 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     check_metrics(experiment.dataset.metrics)
     sparse_config = attention_config(experiment)
     model = session.model(experiment)
-    examples = session.examples(experiment, model)
+    dataset = experiment.dataset.identity()
+    examples = session.examples(experiment, model, dataset)
 
     def arm(label: str, adapter: ModelAdapterHF, *, dense: bool) -> Arm:
-        identity = point_identity(experiment, model.identity, dense=dense)
+        identity = point_identity(experiment, model.identity, dataset, dense=dense)
         store = PointStore(experiment.output_dir, identity, label, config)
         return Arm(label, adapter, store, None if dense else requested_density(experiment), store.finished())
 
-    group = json.dumps([model.identity, experiment.dataset.identity()], sort_keys=True)
+    group = json.dumps([model.identity, dataset], sort_keys=True)
     dense = arm(DENSE, model.adapter, dense=True)
     if sparse_config is None:
         return Point(experiment, model, examples, dense, None, group)

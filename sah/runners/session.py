@@ -68,12 +68,13 @@ class Session:
             checkpoint_hash=resolved.checkpoint_hash,
         )
 
-    def examples(self, experiment: Experiment, model: LoadedModel) -> Sequence[Example]:
+    def examples(self, experiment: Experiment, model: LoadedModel, identity: dict[str, Any]) -> Sequence[Example]:
         """Make or read the point's examples, once for the process.
 
         Args:
             experiment: The point.
             model: The loaded model, whose tokens are counted.
+            identity: What the data set says of itself.
 
         Returns:
             The examples.
@@ -82,7 +83,7 @@ class Session:
             DataError: If there are none, or one cannot be made.
         """
         dataset = experiment.dataset
-        key = json.dumps([model.identity, dataset.identity(), dataset.num_examples], sort_keys=True)
+        key = json.dumps([model.identity, identity, dataset.num_examples], sort_keys=True)
         if key not in self._examples:
             adapter = model.adapter
             examples = dataset.load(adapter.count_prompt_tokens, adapter.window)

@@ -218,14 +218,14 @@ def best_of_residual(scores: torch.Tensor, residual: torch.Tensor, add: torch.Te
     """Choose the best residual keys of every row, the earlier key where scores are equal.
 
     Args:
-        scores: (batch, heads, q_len, kv_len).
-        residual: Boolean, broadcastable to scores: keys that may be chosen.
+        scores: Broadcastable to (batch, heads, q_len, kv_len), floating point.
+        residual: Boolean, broadcastable to the same: keys that may be chosen.
         add: Keys to choose, int64, broadcastable to (batch, heads, q_len).
 
     Returns:
         Boolean (batch, heads, q_len, kv_len).
     """
-    scores = scores.masked_fill(~residual, float("-inf"))
+    scores = torch.where(residual, scores, float("-inf"))
     rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return residual & (rank < add.unsqueeze(-1))
 

@@ -65,10 +65,7 @@ class StreamingLLMMasker(FixedMasker):
         preference = torch.where(rank == count, 2 * count, preference)
         add = keys_to_add(self.config.density, None, count.squeeze(-1), previous_mask.count(attention_mask))
         residual = attention_mask & (previous_mask.to_dense() == 0)
-        preference = preference.expand(
-            [max(pair) for pair in zip(preference.shape, residual.shape, strict=True)]
-        ).double()
-        chosen = best_of_residual(preference, residual, add)
+        chosen = best_of_residual(preference.double(), residual, add)
         return previous_mask.merge(Mask.from_dense(previous_mask.shape, chosen))
 
     def add_indices(
