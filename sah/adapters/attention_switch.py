@@ -141,6 +141,9 @@ def attention_function(sparse_attention: SparseAttention) -> Callable[..., Any]:
                 "Pass a dict, new for each question: model(..., sparse_meta_data={})"
             )
         sparse_meta_data = kwargs.pop(META_DATA_KEY)
+        # Asked for in the call, or once for all in the model's config, which the call then does not repeat.
+        if kwargs.get("output_attentions") is None:
+            kwargs["output_attentions"] = getattr(getattr(module, "config", None), "output_attentions", False)
         layer_idx = int(kwargs.pop("layer_idx", getattr(module, "layer_idx", -1)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if not is_full_attention(module, layer_idx, kwargs):

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from sah.adapters.kv_cache import cut_back, memory_bytes
 from sah.adapters.prompt import ContextPrompt
+from sah.sparse_attention.key_state import ContextPart
 
 
 @dataclass
@@ -36,6 +37,9 @@ class ContextCache:
     prefill_cpu_seconds: float = 0.0
     """CPU seconds of the prefill."""
 
+    state_seconds: float = 0.0
+    """Wall seconds that went into `context_state`."""
+
     context_state: dict[Any, Any] = field(default_factory=dict)
     """What methods derive from the context's keys alone; questions are given a view that refuses writes."""
 
@@ -50,8 +54,9 @@ class ContextCache:
         return ids_digest(self.prompt.ids)
 
     def nbytes(self) -> int:
-        """Return the bytes of memory that the cached keys and values hold."""
-        return memory_bytes(self.past_key_values)
+        """Return the bytes of memory that the cached keys and values hold, and what was derived from them."""
+        derived = [part.units for part in self.context_state.values() if isinstance(part, ContextPart)]
+        return memory_bytes(self.past_key_values) + sum(units.nbytes for units in derived)
 
     def cut_back(self) -> None:
         """Remove everything behind the context."""

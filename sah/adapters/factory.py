@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import re
 import threading
@@ -13,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sah.adapters import hub
+from sah.adapters.checkpoint import checkpoint_hash
 from sah.adapters.sources import all_sources, find_source
-from sah.adapters.sources.base import MANIFEST
 from sah.adapters.sources.quiet import quiet
 from sah.config.model import ModelConfig
 from sah.errors import ModelError
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
     from sah.sparse_attention.config import SparseAttentionConfig
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9_+.-]+):")
-_IDENTITY = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model")
-_HASHED_WHOLE = 64 << 20
-_SAMPLES = 256
-_SAMPLE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -175,32 +169,11 @@ def _known() -> str:
 
 def _local(folder: Path, model_kwargs: dict[str, Any]) -> ResolvedModel:
     """Check a local folder and tell its files' identity."""
-    inner = folder / str(model_kwargs.get("subfolder") or "")
-    needed = inner / str(model_kwargs.get("gguf_file") or "config.json")
+    subfolder = str(model_kwargs.get("subfolder") or "")
+    needed = folder / subfolder / str(model_kwargs.get("gguf_file") or "config.json")
     if not needed.is_file():
         raise ModelError(
             f"The local folder {folder} has no {needed.relative_to(folder)}, so transformers cannot load it. "
             "Give the folder that save_pretrained wrote, with config.json, weights and tokenizer."
         )
-    files = {path for place in (folder, inner) for kind in _IDENTITY for path in place.glob(kind)}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        if path.name != MANIFEST:
-            facts = path.stat()
-            digest.update(_file_identity(path.absolute(), facts.st_size, facts.st_mtime_ns).encode())
-    return ResolvedModel(str(folder.resolve()), digest.hexdigest(), folder.resolve().name)
-
-
-@functools.lru_cache(maxsize=256)
-def _file_identity(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file whole or, where it is large, 256 evenly spaced pieces: other weights differ everywhere."""
-    del mtime_ns  # part of the cache's key only: a copy of the file keeps its identity
-    digest = hashlib.sha256(f"{path.name}:{size}:".encode())
-    with path.open("rb") as handle:
-        if size <= _HASHED_WHOLE:
-            digest.update(handle.read())
-        else:
-            for index in range(_SAMPLES):
-                handle.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(handle.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    return ResolvedModel(str(folder.resolve()), checkpoint_hash(folder, subfolder), folder.resolve().name)

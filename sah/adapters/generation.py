@@ -7,14 +7,17 @@ token at a time, until an end token or the limit. Unlike there, an end token end
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sah.adapters.attention_switch import META_DATA_KEY
 from sah.adapters.context_cache import ContextCache
-from sah.sparse_attention.statistics import DECODE, QUESTION, STATISTICS_KEY, AttentionStatistics
+from sah.sparse_attention.config import DECODE, QUESTION
+from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
+from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,24 @@ class Answer:
     """Time of all further tokens."""
 
     density: float | None
-    """Measured density of question and decode together; None for a dense answer."""
+    """Measured density of the phases that ran sparse, together; None where none did."""
 
     density_by_phase: dict[str, float | None]
-    """Measured density of each phase."""
+    """Measured density of each phase; None for a phase that ran dense."""
 
     attention_calls: int
-    """Calls of the sparse attention; 0 for a dense answer."""
+    """Calls of the sparse attention; 0 for a dense answer, and for one of a single token where only decoding is sparse
+    (the question's call gives the first token)."""
 
     sparse_layers: tuple[int, ...]
-    """Layers that called it: those that attend to the whole sequence."""
+    """Layers that ran sparse: those that attend to the whole sequence and are none of `dense_layers`."""
+
+    output_error: float | None = None
+    """Relative output error of the sparse attention, mean over the queries, heads and layers of the calls that were
+    compared with dense attention; None where none was. The times hold the comparison."""
+
+    output_error_by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
+    """The same for each head, (heads,), by layer."""
 
     @property
     def decode_ms_per_token(self) -> float | None:
@@ -84,6 +95,31 @@ class Stopwatch:
         return time.perf_counter(), time.process_time()
 
 
+def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, extra: dict[str, Any]) -> int:
+    """Run ids behind those that a cache holds through the model.
+
+    Args:
+        model: A causal language model of transformers.
+        cache: The cache; the ids' keys are appended to it.
+        ids: The ids.
+        position: Position of the first one.
+        extra: Further arguments of the model's call.
+
+    Returns:
+        The likeliest id after them.
+    """
+    device = model.get_input_embeddings().weight.device
+    logits = model(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.arange(position, position + len(ids), device=device)[None],
+        past_key_values=cache.past_key_values,
+        use_cache=True,
+        logits_to_keep=1,
+        **extra,
+    ).logits
+    return int(logits[0, -1].argmax())
+
+
 @torch.no_grad()
 def decode_greedily(
     model: Any,
@@ -93,6 +129,7 @@ def decode_greedily(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     sparse_meta_data: dict[Any, Any] | None,
+    dense_question: AbstractContextManager[None] | None = None,
 ) -> Answer:
     """Answer a question in whichever attention the model is switched to.
 
@@ -103,38 +140,27 @@ def decode_greedily(
         question_ids: Ids that follow the context's.
         max_new_tokens: Most tokens to generate, at least 1.
         stop_ids: Ids that end the answer.
-        sparse_meta_data: Passed to every model call, or None for dense attention.
+        sparse_meta_data: Passed to every sparse model call, or None for dense attention.
+        dense_question: Switches to dense attention for the question's chunk; None leaves it as it is.
 
     Returns:
         The answer.
     """
-    device = model.get_input_embeddings().weight.device
     extra = {} if sparse_meta_data is None else {META_DATA_KEY: sparse_meta_data}
     statistics = AttentionStatistics() if sparse_meta_data is None else sparse_meta_data[STATISTICS_KEY]
-    past = cache.past_key_values
-    generated: list[int] = []
-    watch = Stopwatch(device)
-    question_times = (0.0, 0.0)
+    errors = (sparse_meta_data or {}).get(OUTPUT_ERROR_KEY) or OutputError(0.0)
+
+    watch = Stopwatch(model.get_input_embeddings().weight.device)
     try:
-        chunk = question_ids
-        position = cache.length
-        while True:
-            statistics.phase = DECODE if generated else QUESTION
-            logits = model(
-                input_ids=torch.tensor([chunk], device=device),
-                position_ids=torch.arange(position, position + len(chunk), device=device)[None],
-                past_key_values=past,
-                use_cache=True,
-                logits_to_keep=1,
-                **extra,
-            ).logits
-            position += len(chunk)
-            chunk = [int(logits[0, -1].argmax())]
-            if not generated:
-                question_times = watch.read()
-            generated += chunk
-            if chunk[0] in stop_ids or len(generated) >= max_new_tokens:
-                break
+        statistics.phase = QUESTION
+        with dense_question or nullcontext():
+            generated = [next_token(model, cache, question_ids, cache.length, {} if dense_question else extra)]
+        question_times = watch.read()
+        statistics.phase = DECODE
+        position = cache.length + len(question_ids)
+        while generated[-1] not in stop_ids and len(generated) < max_new_tokens:
+            generated.append(next_token(model, cache, generated[-1:], position, extra))
+            position += 1
         decode_times = watch.read()
     finally:
         cache.cut_back()
@@ -152,4 +178,6 @@ def decode_greedily(
         density_by_phase={phase: statistics.density(phase) for phase in (QUESTION, DECODE)},
         attention_calls=statistics.calls(),
         sparse_layers=tuple(statistics.layers()),
+        output_error=errors.mean(),
+        output_error_by_layer=errors.by_layer(),
     )

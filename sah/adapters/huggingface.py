@@ -14,14 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sah.adapters import attention_switch as switch
 from sah.adapters.base import ModelAdapter, Request, RequestResponse
+from sah.adapters.calibration import give_channels
 from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
-from sah.adapters.kv_cache import cut_back, new_cache
+from sah.adapters.kv_cache import GrowingLayer, cut_back, new_cache
 from sah.adapters.prompt import PromptFormatter
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
 from sah.sparse_attention.base import SparseAttention
-from sah.sparse_attention.config import SparseAttentionConfig
+from sah.sparse_attention.config import QUESTION, SparseAttentionConfig
+from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 
@@ -37,7 +39,7 @@ class ModelAdapterHF(ModelAdapter):
             `attn_implementation`, `trust_remote_code`, `quantization_config`, `revision`, ...
 
     Raises:
-        ConfigError: If the sparse attention cannot be built.
+        ConfigError: If the sparse attention cannot be built, or does not fit the model's layers.
         ModelError: If transformers refuses the model, the tokenizer or an argument; its own error is chained.
     """
 
@@ -62,6 +64,7 @@ class ModelAdapterHF(ModelAdapter):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.prompts = PromptFormatter(self.tokenizer)
         self._loaded = switch.implementations(self.model)
+        self._check_layers()
 
     def create_model(self, model_name: str, **kwargs: Any) -> Any:
         """Load a model for inference; see `ModelHubAdapterInterface.create_model`.
@@ -131,6 +134,9 @@ class ModelAdapterHF(ModelAdapter):
 
         Returns:
             A new adapter; nothing is loaded again.
+
+        Raises:
+            ConfigError: If the sparse attention cannot be built, or does not fit the model's layers.
         """
         other = copy.copy(self)
         other._registered_name = None
@@ -139,6 +145,7 @@ class ModelAdapterHF(ModelAdapter):
         other.sparse_attention = (
             None if sparse_attention_config is None else SparseAttention.create_from_config(sparse_attention_config)
         )
+        other._check_layers()
         return other
 
     def close(self) -> None:
@@ -180,21 +187,27 @@ class ModelAdapterHF(ModelAdapter):
         *,
         answer_prefix: str = "",
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        attention_error: float = 0.0,
     ) -> Answer:
         """Answer one question over a prefilled context: sparse, or dense if the adapter has no sparse attention.
+
+        With `phases=[decode]` in the sparse attention's config the question's tokens run dense, and sparse are the
+        model calls that follow the first generated token.
 
         Args:
             cache: From `prefill`, of this model. It holds exactly the context again afterwards.
             question: The question, joined to the context as it is.
             answer_prefix: Text that the answer starts with.
             max_new_tokens: Most tokens to generate.
+            attention_error: Share of the sparse attention calls whose output is compared with dense attention's; the
+                answer stays the same. They are chosen by the seed of the sparse attention's config and by the question.
 
         Returns:
             The answer, a function of context, question, settings and seed alone. Decoding is plain greedy: a
             checkpoint's own `repetition_penalty` and the like are not applied (`generate` applies them).
 
         Raises:
-            ConfigError: If `max_new_tokens` is below 1.
+            ConfigError: If `max_new_tokens` is below 1, or `attention_error` is no share.
             DataError: If the question is empty, or everything together exceeds the model's window.
             ModelError: If the adapter is sparse but no layer of the model called its attention.
             StateError: If the cache is another model's.
@@ -210,13 +223,51 @@ class ModelAdapterHF(ModelAdapter):
             cache.length + len(ids) + max_new_tokens, f"Context, question and {max_new_tokens} new tokens have"
         )
         arguments = (self.model, self.tokenizer, cache, ids, max_new_tokens, self._stop_ids)
-        if self.sparse_attention is None:
+        if self.sparse_attention_config is None:
             with self.enable_dense_mode():
                 return decode_greedily(*arguments, sparse_meta_data=None)
+        dense_question = None if QUESTION in self.sparse_attention_config.phases else self.enable_dense_mode()
         with self.enable_sparse_mode():
-            answer = decode_greedily(*arguments, sparse_meta_data=self._new_meta_data(cache, ids))
-        self._check_sparse(answer.attention_calls)
+            self.prepare_context(cache)
+            meta_data = self.new_meta_data(cache, ids)
+            if attention_error:
+                seed = getattr(self.sparse_attention_config, "seed", 0)
+                meta_data[OUTPUT_ERROR_KEY] = OutputError(attention_error, seed, *meta_data[LANES_KEY])
+            answer = decode_greedily(*arguments, meta_data, dense_question)
+        if dense_question is None or len(answer.token_ids) > 1:
+            self._check_sparse(answer.attention_calls)
         return answer
+
+    def prepare_context(self, cache: ContextCache) -> None:
+        """Derive what the recipe needs of a context's keys (page bounds, labels), once for all its questions.
+
+        `answer` does so by itself; what is there already stays. The time goes to `cache.state_seconds`.
+
+        Args:
+            cache: From `prefill`, of this model.
+        """
+        if self.sparse_attention is None:
+            return
+        with self.enable_sparse_mode():
+            watch = Stopwatch(self._device)
+            layers: list[Any] = cache.past_key_values.layers
+            for layer_idx, layer in enumerate(layers):
+                if isinstance(layer, GrowingLayer) and layer.keys is not None:
+                    keys = layer.keys[:, :, : cache.length]
+                    self.sparse_attention.prepare_context(cache.context_state, layer_idx, keys)
+            cache.state_seconds += watch.read()[0]
+
+    def new_meta_data(self, cache: ContextCache, question_ids: list[int]) -> dict[Any, Any]:
+        """Make the `sparse_meta_data` of one question over a context, as `answer` does.
+
+        Args:
+            cache: From `prefill`, of this model.
+            question_ids: Ids that follow the context's; random choices are seeded from both.
+
+        Returns:
+            The dict, for all model calls of the question and no others.
+        """
+        return self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
 
     def process_request(self, request: Request) -> RequestResponse:
         """Answer all questions of a request over one dense prefill; see `ModelHubAdapterInterface.process_request`."""
@@ -236,7 +287,7 @@ class ModelAdapterHF(ModelAdapter):
         """Run transformers' own `generate` (sampling, stop strings, streamers) in the mode that is active.
 
         Inside `enable_sparse_mode()` all but the prompt's last token is prefilled dense, and that token and the answer
-        run sparse; outside everything is dense.
+        run sparse, whatever `phases` of the config says; outside everything is dense.
 
         Args:
             inputs: A prompt, tokenized as it is, or ids (1, length).
@@ -313,9 +364,6 @@ class ModelAdapterHF(ModelAdapter):
             )
         cut_back(past, len(ids))
 
-    def _new_meta_data(self, cache: ContextCache, question_ids: list[int]) -> dict[Any, Any]:
-        return self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
-
     @staticmethod
     def _meta_data(context_state: dict[Any, Any], lane: str) -> dict[Any, Any]:
         return {
@@ -326,6 +374,7 @@ class ModelAdapterHF(ModelAdapter):
 
     def _register(self, sparse_attention: SparseAttention) -> str:
         if self._registered_name is None:
+            give_channels(self, sparse_attention)
             name = switch.unique_name()
             switch.register(name, self.get_custom_attention_function(sparse_attention))
             self._finalizer = weakref.finalize(self, switch.unregister, name)
@@ -336,12 +385,16 @@ class ModelAdapterHF(ModelAdapter):
         name = self._registered_name
         return name is not None and any(config._attn_implementation == name for config, _ in self._loaded)
 
+    def _check_layers(self) -> None:
+        if self.sparse_attention_config is not None:
+            self.sparse_attention_config.check_layers(self.num_layers)
+
     def _check_sparse(self, calls: int) -> None:
         if calls == 0:
             raise ModelError(
                 f"The model {self.model_name!r} ran without calling the sparse attention once: it has no "
-                "full-attention layer, or its code does not use transformers' attention interface. Its answers would "
-                "be dense ones."
+                "full-attention layer outside dense_layers, or its code does not use transformers' attention "
+                "interface. Its answers would be dense ones."
             )
 
     def _check_window(self, tokens: int, what: str) -> None:

@@ -12,6 +12,10 @@ HEADROOM = 256
 """Tokens of room kept behind a context, so that questions and answers seldom need a larger buffer."""
 
 
+ALIGNMENT = 128
+"""Buffers hold a multiple of this many tokens."""
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the base is not annotated
     """A layer whose keys and values are views of larger buffers.
 
@@ -59,7 +63,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the base i
     def _grown(states: torch.Tensor, old: torch.Tensor | None, end: int) -> torch.Tensor:
         growing = old is not None and old.numel() > 0
         # A buffer that proved too small once grows by a share of its size, so that long answers seldom copy it.
-        buffer = states.new_empty(*states.shape[:-2], end + HEADROOM + (end // 8 if growing else 0), states.shape[-1])
+        room = end + HEADROOM + (end // 8 if growing else 0)
+        # A multiple of the usual page sizes: whole pages of all heads then lie at even distances.
+        room = -(-room // ALIGNMENT) * ALIGNMENT
+        buffer = states.new_empty(*states.shape[:-2], room, states.shape[-1])
         if old is not None and growing:
             buffer[..., : old.shape[-2], :] = old
         return buffer

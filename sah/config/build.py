@@ -70,11 +70,15 @@ def build_experiment(config: DictConfig) -> Experiment:
         tracker=tracker,
         density=root.density,
         execution=root.execution,
+        phases=tuple(root.phases),
+        dense_layers=root.dense_layers,
+        attention_error=float(root.attention_error),
         generation=root.generation,
         seed=root.seed,
         output_dir=Path(root.output_dir).expanduser().resolve(),
         context_cache_bytes=int(root.context_cache_gib * _GIB),
         threads=root.threads,
+        timing=root.timing,
     )
 
 

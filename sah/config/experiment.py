@@ -11,7 +11,7 @@ from sah.config.schema import GenerationOptions
 
 if TYPE_CHECKING:
     from sah.data.config import DatasetConfig
-    from sah.sparse_attention.config import MaskerConfig
+    from sah.sparse_attention.masker_config import MaskerConfig
     from sah.tracking.base import TrackerConfig
 
 DENSE = "dense"
@@ -32,6 +32,15 @@ class Experiment:
     """The top-level density. Maskers that read it hold it already; a point's identity takes it from them."""
 
     execution: str
+    phases: tuple[str, ...]
+    """Phases that run sparse. The dense baseline has them too, and does not read them."""
+
+    dense_layers: int | str | list[int]
+    """Layers that stay dense, as given. The dense baseline does not read them."""
+
+    attention_error: float
+    """Share of the sparse attention calls that are compared with dense attention. The dense baseline has none."""
+
     generation: GenerationOptions
     seed: int
     output_dir: Path
@@ -39,6 +48,8 @@ class Experiment:
 
     context_cache_bytes: int
     threads: int | None
+    timing: bool
+    """Whether decoding is timed after the rows."""
 
     @property
     def label(self) -> str:

@@ -12,8 +12,9 @@ from sah.config.experiment import DENSE
 from sah.config.lenient import strict_class
 from sah.config.typed import build_section, dotted
 from sah.errors import ConfigError
-from sah.sparse_attention.config import MaskerConfig, check_recipe
+from sah.sparse_attention.config import check_recipe, sharing_a_layer
 from sah.sparse_attention.discovery import masker_configs
+from sah.sparse_attention.masker_config import MaskerConfig
 
 Recipe = tuple[tuple[str, MaskerConfig], ...]
 
@@ -48,11 +49,13 @@ def build_recipe(node: object, values: object, density: float | None) -> tuple[R
         mistakes += found
         if config is not None:
             recipe.append((str(key), config))
-    readers = [key for key, config in recipe if config.reads_density()]
-    if len(readers) > 1:
+    together = sharing_a_layer([config for _, config in recipe if config.reads_density()])
+    if together:
+        readers = [key for key, config in recipe if any(config is other for other in together)]
         mistakes.append(
             f"masker: {' and '.join(readers)} both read the top-level density, but it is a target for the "
-            "whole mask, so only one masker can follow it. Give the others a size of their own or remove them"
+            "whole mask, so only one masker of a layer can follow it. Give the others a size of their own or other "
+            "layers, or remove them"
         )
     elif not mistakes:
         recipe = [(key, config.with_density(density or 1.0)) for key, config in recipe]

@@ -10,6 +10,7 @@ from sah.config.base import ValidatedConfig
 from sah.config.model import ModelConfig
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count, check_share
 from sah.errors import bad_value
+from sah.sparse_attention.config import PHASES, check_phases, parse_dense_layers
 
 
 @dataclass
@@ -59,6 +60,15 @@ class ExperimentConfig(ValidatedConfig):
     """Share of the allowed keys that budgeted maskers keep, unless they have a budget of their own."""
 
     execution: Any = "auto"
+    phases: Any = field(default_factory=lambda: list(PHASES))
+    """Phases that run sparse: `[question, decode]` or `[decode]`."""
+
+    dense_layers: Any = field(default_factory=list)
+    """Layers that stay dense: `[0, 1]`, `"0-1"`, `"28-"`."""
+
+    attention_error: Any = 0.0
+    """Share of the sparse attention calls whose output is compared with dense attention's, 0 to 1."""
+
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     seed: int = 0
     """Seed of sampling maskers. Data sets have a seed of their own."""
@@ -72,6 +82,9 @@ class ExperimentConfig(ValidatedConfig):
     threads: int | None = 1
     """CPU threads of torch; None leaves torch's own choice."""
 
+    timing: bool = False
+    """Whether the decoding of the first examples is timed after the rows; changes no row."""
+
     def validate(self) -> None:
         """Check the values that stand at the root.
 
@@ -82,6 +95,9 @@ class ExperimentConfig(ValidatedConfig):
         check_share("density", self.density)
         if self.execution not in self.EXECUTIONS:
             raise bad_value("execution", self.execution, ", ".join(self.EXECUTIONS), "execution=auto")
+        check_phases(self.phases)
+        parse_dense_layers(self.dense_layers)
+        check_share("attention_error", self.attention_error, or_zero=True)
         check_count("seed", self.seed)
         if not self.output_dir.strip():
             raise bad_value("output_dir", self.output_dir, "the path of a folder", "output_dir=outputs")

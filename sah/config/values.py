@@ -21,22 +21,24 @@ def _number(value: object) -> int | float | None:
     return None if math.isnan(plain) else plain
 
 
-def check_share(key: str, value: object) -> float:
+def check_share(key: str, value: object, *, or_zero: bool = False) -> float:
     """Check a share: a number above 0 and at most 1.
 
     Args:
         key: The config key, for the message.
         value: The value as given.
+        or_zero: Whether 0 is allowed as well.
 
     Returns:
         The value as a float.
 
     Raises:
-        ConfigError: If it is no number, NaN, not above 0, or above 1.
+        ConfigError: If it is no number, NaN, below 0, 0 where that is not allowed, or above 1.
     """
     number = _number(value)
-    if number is None or not 0 < number <= 1:
-        raise bad_value(key, value, "a number above 0 and at most 1", f"{key}=0.1")
+    if number is None or not (0 < number <= 1 or (or_zero and number == 0)):
+        allowed = "a number from 0 to 1" if or_zero else "a number above 0 and at most 1"
+        raise bad_value(key, value, allowed, f"{key}=0.1")
     return float(number)
 
 

@@ -49,6 +49,7 @@ MEASURES: tuple[str, ...] = (
     "density_requested",
     "density_measured",
     "attention_calls",
+    "output_error",
     "question_seconds",
     "question_cpu_seconds",
     "decode_seconds",

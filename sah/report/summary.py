@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sah.report.timing import TimedPoint, timed_point
+
 
 @dataclass(frozen=True)
 class PointSummary:
     """The figures of a point that tables and figures show. None means not measured."""
 
     label: str
+    sparse_in: str | None
+    """Phases that ran sparse, with the layers that stayed dense in them; None for a dense point."""
     metric: str
     questions: int
     """Questions that both arms answered and scored (dense alone for a dense point)."""
@@ -31,10 +35,18 @@ class PointSummary:
     """Dense and sparse: milliseconds a further token."""
     timed_together: bool
     """Whether dense and sparse times come from the same run. If not, they must not be compared."""
+    output_error: float | None = None
+    """Mean relative output error of attention. Where it was measured, sparse times are None: they hold the
+    comparison."""
+
+    timed: TimedPoint | None = None
+    """Decode times of the point's timed run (`timing=true`), which stand for `decode_ms` where there are any."""
 
     @property
     def decode_speed_up(self) -> float | None:
         """Dense time a token divided by sparse time a token; None where they were not taken in the same run."""
+        if self.timed is not None:
+            return self.timed.speed_up
         dense, sparse = self.decode_ms
         return dense / sparse if dense and sparse and self.timed_together else None
 
@@ -56,8 +68,11 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
     pair = metrics.get("comparison", {}).get("scores", {}).get(metric, {})
     main = sparse if sparse is not None else dense
     prefills = [arm["prefill"] for arm in arms if arm["prefill"]["count"]]
+    output_error = None if sparse is None else sparse["measures"].get("output_error")
+    timed = sparse if output_error is None else None
     return PointSummary(
         label=metrics["label"],
+        sparse_in=None if sparse is None else _sparse_in(metrics),
         metric=metric,
         questions=pair.get("pairs", 0) if sparse is not None else dense_score.get("count", 0),
         failed=failed,
@@ -67,10 +82,17 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         density_requested=metrics.get("density_requested"),
         density_measured=main["measures"].get("density_measured"),
         prefill_seconds=prefills[0]["seconds"] if prefills else None,
-        question_ms=(_question_ms(dense), _question_ms(sparse)),
+        question_ms=(_question_ms(dense), _question_ms(timed)),
         timed_together=metrics.get("comparison", {}).get("timed_together", False),
-        decode_ms=(dense["decode_ms_per_token"], None if sparse is None else sparse["decode_ms_per_token"]),
+        decode_ms=(dense["decode_ms_per_token"], None if timed is None else timed["decode_ms_per_token"]),
+        output_error=output_error,
+        timed=timed_point(metrics["timing"]) if "timing" in metrics else None,
     )
+
+
+def _sparse_in(metrics: Mapping[str, Any]) -> str:
+    dense = metrics["dense_layers"]
+    return "+".join(metrics["phases"]) + (f" ({dense} dense)" if dense else "")
 
 
 def _question_ms(arm: Mapping[str, Any] | None) -> float | None:

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sah.report.summary import PointSummary
+from sah.report.timing import FASTER, verdict
 
-_FILE_WIDTH = 160
+_FILE_WIDTH = 180
 
 COLUMNS = (
     "setting",
+    "sparse in",
     "questions",
     "dense",
     "sparse",
@@ -25,22 +27,39 @@ COLUMNS = (
     "decode ms a token dense / sparse",
 )
 
+_TEXTS = ("setting", "sparse in")
+"""Columns of words; all others hold numbers."""
+
+OUTPUT_ERROR = "output error"
+"""A further column, which a table has only where it was measured."""
+
 
 def cells(point: PointSummary) -> list[str]:
     """Write the cells of one line, in the order of `COLUMNS`; a dash stands for what was not measured."""
     questions = f"{point.questions}" + (f" ({point.failed} failed)" if point.failed else "")
     return [
         point.label,
+        point.sparse_in or "-",
         questions,
-        _number(point.dense, 3),
-        _number(point.sparse, 3),
-        _number(point.difference, 3, sign=True),
-        _number(point.density_requested, 3),
-        _number(point.density_measured, 4),
-        _number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared",
+        number(point.dense, 3),
+        number(point.sparse, 3),
+        number(point.difference, 3, sign=True),
+        number(point.density_requested, 3),
+        number(point.density_measured, 4),
+        number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared",
         _times(point, point.question_ms, 0),
-        _times(point, point.decode_ms, 1),
+        _decode_times(point),
     ]
+
+
+def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
+    """Write all cells, the columns' names in the first line."""
+    lines = [list(COLUMNS), *(cells(point) for point in points)]
+    if any(point.output_error is not None for point in points):
+        place = COLUMNS.index("density measured") + 1
+        for line, text in zip(lines, [OUTPUT_ERROR, *(number(p.output_error, 4) for p in points)], strict=True):
+            line.insert(place, text)
+    return lines
 
 
 def terminal_table(points: Sequence[PointSummary], title: str) -> Table:
@@ -54,10 +73,11 @@ def terminal_table(points: Sequence[PointSummary], title: str) -> Table:
         A rich table.
     """
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for point in points:
-        table.add_row(*cells(point))
+    names, *lines = _lines(points)
+    for column in names:
+        table.add_column(column, justify="left" if column in _TEXTS else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -77,18 +97,22 @@ def print_lines(*lines: str) -> None:
 
 def markdown_table(points: Sequence[PointSummary]) -> str:
     """Build the table as Markdown, a newline at its end."""
-    lines = [COLUMNS, tuple("---" if index == 0 else "---:" for index in range(len(COLUMNS)))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [*lines, *(tuple(cells(point)) for point in points)])
+    names, *lines = _lines(points)
+    rule = ["---" if column in _TEXTS else "---:" for column in names]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [names, rule, *lines])
 
 
 def speed_note(points: Sequence[PointSummary]) -> str:
     """Say in words whether sparse decoding was faster than the dense decoding of the same run."""
     lines: list[str] = []
-    known = [point for point in points if point.decode_speed_up is not None]
+    timed = [verdict(_named(point), point.timed) for point in points if point.timed is not None]
+    if timed:
+        lines.append(f"Timed decode, one question at a time, all forms in turn: {'. '.join(timed)}.")
+    known = [point for point in points if point.timed is None and point.decode_speed_up is not None]
     if known:
-        faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > 1.05]
-        verdict = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
-        lines.append(f"{verdict} Wall times of single questions, against the model's own attention in the same run.")
+        faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > FASTER]
+        told = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
+        lines.append(f"{told} Wall times of single questions, against the model's own attention in the same run.")
     if any(_from_another_run(point) for point in points):
         lines.append("* Dense times were taken with another point and must not be compared with the sparse ones.")
     return " ".join(lines)
@@ -98,12 +122,26 @@ def _from_another_run(point: PointSummary) -> bool:
     return not point.timed_together and None not in point.decode_ms
 
 
+def _named(point: PointSummary) -> str:
+    density = point.density_requested
+    return point.label if density is None else f"{point.label} {density:g}"
+
+
+def _decode_times(point: PointSummary) -> str:
+    timed = point.timed
+    if timed is None:
+        return _times(point, point.decode_ms, 1)
+    sparse = None if timed.sparse is None else timed.sparse.token
+    return f"{timed.dense.token:.1f} ({timed.dense_form}) / {number(sparse, 1)} timed"
+
+
 def _times(point: PointSummary, milliseconds: tuple[float | None, float | None], digits: int) -> str:
     mark = "*" if _from_another_run(point) else ""
-    return f"{_number(milliseconds[0], digits)}{mark} / {_number(milliseconds[1], digits)}"
+    return f"{number(milliseconds[0], digits)}{mark} / {number(milliseconds[1], digits)}"
 
 
-def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
+def number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    """Write a number with a fixed count of digits; a dash where it is None."""
     if value is None:
         return "-"
     return f"{value:{'+' if sign else ''}.{digits}f}"

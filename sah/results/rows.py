@@ -83,7 +83,7 @@ class PredictionRow:
     kv_len: int | None = None
     """Keys in the cache when the question began: the context's tokens."""
     num_question_tokens: int | None = None
-    """Tokens processed sparse before the first generated one."""
+    """Tokens processed after the context, in one chunk, before the first generated one."""
     num_answer_tokens: int | None = None
     """Generated tokens."""
     decode_steps: int | None = None
@@ -91,13 +91,17 @@ class PredictionRow:
     density_requested: float | None = None
     """Share of allowed keys that the recipe aims at; None where no budget is set."""
     density_measured: float | None = None
-    """Keys kept divided by keys allowed, mean over full-attention layers, heads and sparse queries."""
+    """Keys kept divided by keys allowed, mean over full-attention layers (dense ones count 1), heads and the queries of
+    the sparse phases; None where nothing ran sparse."""
     density_by_phase: Mapping[str, float | None] = field(default_factory=dict)
-    """`density_measured` apart for `question` and `decode`."""
+    """`density_measured` apart for `question` and `decode`; None for a phase that ran dense."""
     attention_calls: int | None = None
-    """Calls of our attention function; 0 in a dense row."""
+    """Calls that ran sparse; 0 in a dense row."""
     sparse_layers: int | None = None
-    """Layers in which it ran; a model's sliding-window layers keep their own attention."""
+    """Layers that ran sparse; dense layers and a model's sliding-window layers do not."""
+    output_error: float | None = None
+    """Relative output error of attention, mean over layers (dense ones count 0), heads and the queries of the sampled
+    calls; None where no call was compared. The row's question and decode times hold the comparison."""
     prefill_seconds: float | None = None
     prefill_cpu_seconds: float | None = None
     prefill_reused: bool | None = None

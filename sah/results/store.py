@@ -1,9 +1,9 @@
 """The store: one folder a point, rows appended as they come, resumed by the same command.
 
 `ROOT/points/<id>/` holds `point.json` (what the point is), `predictions.jsonl` (rows, appended and flushed
-one by one), `scores.jsonl` (recomputed from them at will), `metrics.json` (the only place of aggregates) and
-`provenance.json`. Files other than `predictions.jsonl` are replaced whole. Reading needs no lock; writing
-does.
+one by one), `scores.jsonl` (recomputed from them at will), `metrics.json` (the only place of aggregates),
+`provenance.json`, and `timing.json` where decoding was timed. Files other than `predictions.jsonl` are
+replaced whole. Reading needs no lock; writing does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 SCORES_FILE = "scores.jsonl"
 METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
+TIMING_FILE = "timing.json"
 
 
 def point_id(identity: Mapping[str, Any]) -> str:

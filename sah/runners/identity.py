@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from sah.config.experiment import Experiment
-from sah.sparse_attention.config import MaskerConfig
+from sah.sparse_attention.config import parse_dense_layers
+from sah.sparse_attention.layers import LayerSet
+from sah.sparse_attention.masker_config import MaskerConfig
 
 PROMPT_VERSION = 1
 """Changes when the same configuration would put other tokens before the model."""
@@ -47,19 +49,22 @@ def model_identity(experiment: Experiment, checkpoint: str, dtype: str) -> dict[
 
 
 def point_identity(
-    experiment: Experiment, model: dict[str, Any], dataset: dict[str, Any], *, dense: bool
+    experiment: Experiment, model: dict[str, Any], num_layers: int, dataset: dict[str, Any], *, dense: bool
 ) -> dict[str, Any]:
     """Describe a point, or the dense point that it is compared with.
 
     Args:
         experiment: The point.
         model: From `model_identity`.
+        num_layers: Layers that the model has.
         dataset: What the data set says of itself.
         dense: Describe the dense baseline on the same examples.
 
     Returns:
-        JSON data. The seed is part of it only where a masker draws at random, the density only in the maskers that
-        read it, so that points which cannot differ are one.
+        JSON data. The seed is part of it only where something is drawn with it, the density only in the maskers that
+        read it, phases and dense layers only where something runs sparse, so that points which cannot differ are one.
+        The rate of compared attention calls changes no answer, but rows without the error must not stand in for rows
+        with it: it is part where it is above 0.
     """
     identity: dict[str, Any] = {
         "model": model,
@@ -67,34 +72,39 @@ def point_identity(
         "generation": {"max_new_tokens": experiment.generation.max_new_tokens, "decoding": "greedy"},
         "prompt_version": PROMPT_VERSION,
         "prefill": "dense",
-        "phases": ["question", "decode"],
     }
     if dense or experiment.is_dense:
         return {**identity, "recipe": "dense"}
-    recipe = [masker_identity(config) for _, config in experiment.maskers]
-    seeded = any(config.is_sampler for _, config in experiment.maskers)
+    dense_layers = parse_dense_layers(experiment.dense_layers)
+    sparse_layers = [layer for layer in range(num_layers) if layer not in dense_layers]
+    recipe = [masker_identity(config, sparse_layers) for _, config in experiment.maskers]
+    seeded = any(config.is_sampler for _, config in experiment.maskers) or 0 < experiment.attention_error < 1
+    if experiment.attention_error:
+        identity["attention_error"] = experiment.attention_error
     return {
         **identity,
         "recipe": recipe,
+        "phases": list(experiment.phases),
+        "dense_layers": str(LayerSet(frozenset(range(num_layers)) - frozenset(sparse_layers))),
         "execution": resolved_execution(experiment),
         "seed": experiment.seed if seeded else None,
     }
 
 
-def masker_identity(config: MaskerConfig) -> dict[str, Any]:
-    """Describe one masker by its class and values."""
+def masker_identity(config: MaskerConfig, sparse_layers: Iterable[int]) -> dict[str, Any]:
+    """Describe one masker by its class, its values and those of a model's sparse layers that it works in."""
     kind = config.name or f"{type(config).__module__}.{type(config).__qualname__}"
-    return {"masker": kind, **dataclasses.asdict(config)}
+    layers = LayerSet(frozenset(layer for layer in sparse_layers if layer in config.layer_set))
+    return {"masker": kind, **config.identity(), "layers": str(layers)}
 
 
 def resolved_execution(experiment: Experiment) -> str:
-    """Resolve `auto`: evaluation needs no gradients and no attention weights, so it takes the efficient form."""
+    """Resolve `auto`: evaluation asks for no gradients and no attention weights, so it takes the efficient form."""
     return "efficient" if experiment.execution == "auto" else experiment.execution
 
 
 def requested_density(experiment: Experiment) -> float | None:
-    """Return the density that the recipe aims at, None where its budget is a size or it has none."""
-    for _, config in experiment.maskers:
-        if config.has_density():
-            return float(getattr(config, "density"))  # noqa: B009 - a field of budgeted maskers only
-    return None
+    """Return the density that the recipe aims at; None where it has none, or not the same in all layers."""
+    # A field of budgeted maskers only.
+    densities = {float(getattr(config, "density")) for _, config in experiment.maskers if config.has_density()}  # noqa: B009
+    return densities.pop() if len(densities) == 1 else None

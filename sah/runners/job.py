@@ -27,6 +27,7 @@ from sah.runners.point import Point, prepare_point, run_point
 from sah.runners.records import JOB_FILE
 from sah.runners.scoring import score_point
 from sah.runners.session import Session
+from sah.runners.timing import time_point
 from sah.runners.tracking import log_point, run_info
 from sah.tracking.discovery import create_tracker
 
@@ -77,7 +78,7 @@ def run_job(config: DictConfig) -> float | None:
 def run_experiment(
     experiment: Experiment, context: JobContext, session: Session, config: dict[str, Any]
 ) -> tuple[Point, dict[str, Any], str | None]:
-    """Run a point, score it, and tell the tracker.
+    """Run a point, time its decoding where `timing` asks for it, score it, and tell the tracker.
 
     Args:
         experiment: The point.
@@ -95,9 +96,14 @@ def run_experiment(
     tracker = create_tracker(experiment.tracker)
     tracker.start(run_info(point, config, context.folder, context.sweep))
     try:
-        run_point(point, session, _provenance(point, context))
-        metrics = score_point(point)
-        log_point(tracker, point, metrics)
+        provenance = _provenance(point, context)
+        run_point(point, session, provenance)
+        try:
+            if experiment.timing:
+                time_point(point, session, provenance)
+        finally:
+            metrics = score_point(point)
+            log_point(tracker, point, metrics)
     except BaseException:
         tracker.finish(failed=True)
         raise

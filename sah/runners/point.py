@@ -31,6 +31,7 @@ from sah.results.rows import PredictionRow, PredictionStatus, row_key
 from sah.results.store import PointStore
 from sah.runners.identity import point_identity, requested_density
 from sah.runners.session import LoadedModel, Session, attention_config
+from sah.sparse_attention.config import parse_dense_layers
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Arm:
     done: set[str]
     """Keys of rows that need no further work."""
     layers_told: bool = False
-    """Whether the user was told that only some layers run sparse."""
+    """Whether the user was told which layers run sparse, if not all."""
     noted: bool = False
     """Whether this run's provenance stands beside the rows."""
 
@@ -97,19 +98,19 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     check_metrics(experiment.dataset.metrics)
     sparse_config = attention_config(experiment)
     model = session.model(experiment)
+    # Made before any data, since it refuses layers that the model does not have.
+    sparse_adapter = None if sparse_config is None else model.adapter.with_sparse_attention(sparse_config)
     dataset = experiment.dataset.identity()
     examples = session.examples(experiment, model, dataset)
 
     def arm(label: str, adapter: ModelAdapterHF, *, dense: bool) -> Arm:
-        identity = point_identity(experiment, model.identity, dataset, dense=dense)
+        identity = point_identity(experiment, model.identity, model.adapter.num_layers, dataset, dense=dense)
         store = PointStore(experiment.output_dir, identity, label, config)
         return Arm(label, adapter, store, None if dense else requested_density(experiment), store.finished())
 
     group = json.dumps([model.identity, dataset], sort_keys=True)
     dense = arm(DENSE, model.adapter, dense=True)
-    if sparse_config is None:
-        return Point(experiment, model, examples, dense, None, group)
-    sparse = arm(experiment.label, model.adapter.with_sparse_attention(sparse_config), dense=False)
+    sparse = None if sparse_adapter is None else arm(experiment.label, sparse_adapter, dense=False)
     return Point(experiment, model, examples, dense, sparse, group)
 
 
@@ -199,13 +200,10 @@ def _answer(
         question.text,
         answer_prefix=question.answer_prefix,
         max_new_tokens=point.experiment.generation.limit(question.max_new_tokens),
+        attention_error=point.experiment.attention_error,
     )
-    layers = arm.adapter.num_layers
-    if arm is point.sparse and len(answer.sparse_layers) < layers and not arm.layers_told:
-        told = (
-            "Sparse attention runs in %d of %d layers; the others keep the attention window that the model gives them."
-        )
-        _log.warning(told, len(answer.sparse_layers), layers)
+    if answer.sparse_layers and not arm.layers_told:
+        _tell_layers(point, answer.sparse_layers, arm.adapter.num_layers)
         arm.layers_told = True
     return PredictionRow(
         example_key=example.key,
@@ -224,6 +222,7 @@ def _answer(
         density_by_phase=answer.density_by_phase if arm.label != DENSE else {},
         attention_calls=answer.attention_calls,
         sparse_layers=len(answer.sparse_layers),
+        output_error=answer.output_error,
         prefill_seconds=cache.prefill_seconds,
         prefill_cpu_seconds=cache.prefill_cpu_seconds,
         prefill_reused=reused,
@@ -235,6 +234,17 @@ def _answer(
         stop_reason=answer.stop_reason,
         metadata={**example.metadata, **question.metadata},
     )
+
+
+def _tell_layers(point: Point, sparse: tuple[int, ...], layers: int) -> None:
+    """Say which layers run sparse where the model has layers that never do."""
+    dense_layers = parse_dense_layers(point.experiment.dense_layers)
+    dense = sum(layer in dense_layers for layer in range(layers))
+    windowed = sum(layer not in sparse and layer not in dense_layers for layer in range(layers))
+    if windowed:
+        named = f" {dense} are dense as dense_layers says." if dense else ""
+        told = "Sparse attention runs in %d of %d layers;%s %d keep the attention window that the model gives them."
+        _log.warning(told, len(sparse), layers, named, windowed)
 
 
 def _failed_row(

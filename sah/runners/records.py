@@ -13,7 +13,7 @@ from sah.report.summary import PointSummary, summarise_point
 JOB_FILE = "job.json"
 """Whether the job worked, where its point lies, and the figures of the examples that it asked for."""
 
-_HAS_A_COLUMN = frozenset({"masker", "density"})
+_HAS_A_COLUMN = frozenset({"masker", "density", "phases", "dense_layers"})
 
 
 def clear_records(folder: Path) -> None:

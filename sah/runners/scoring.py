@@ -7,7 +7,9 @@ from typing import Any
 
 from sah.metrics.aggregate import ScoredRow, compare, scored_rows, summarise
 from sah.metrics.scorers import score_all
+from sah.results.files import read_json
 from sah.results.rows import PredictionRow, ScoreRow
+from sah.results.store import TIMING_FILE
 from sah.runners.point import DENSE_WAIT_SECONDS, Arm, Point
 
 
@@ -26,23 +28,29 @@ def score_point(point: Point) -> dict[str, Any]:
     metrics = point.experiment.dataset.metrics
     dense = _score_arm(point, point.dense, metrics)
     result: dict[str, Any] = {"metrics": list(metrics), "label": point.dense.label, "dense": summarise(dense)}
-    _write(point.dense, result)
-    if point.sparse is not None:
-        sparse = _score_arm(point, point.sparse, metrics)
-        result |= {
-            "label": point.sparse.label,
-            "density_requested": point.sparse.requested_density,
-            "dense_point": point.dense.store.id,
-            "sparse": summarise(sparse),
-            "comparison": compare(dense, sparse),
-        }
-        _write(point.sparse, result)
-    return result
+    stored = _write(point.dense, result)
+    if point.sparse is None:
+        return stored
+    sparse = _score_arm(point, point.sparse, metrics)
+    result |= {
+        "label": point.sparse.label,
+        "density_requested": point.sparse.requested_density,
+        "phases": point.sparse.store.identity["phases"],
+        "dense_layers": point.sparse.store.identity["dense_layers"],
+        "dense_point": point.dense.store.id,
+        "sparse": summarise(sparse),
+        "comparison": compare(dense, sparse),
+    }
+    return _write(point.sparse, result)
 
 
-def _write(arm: Arm, metrics: dict[str, Any]) -> None:
+def _write(arm: Arm, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write the metrics of an arm, its timed run among them if there was one."""
+    timing = read_json(arm.store.folder / TIMING_FILE)
+    stored = metrics if timing is None else {**metrics, "timing": timing}
     with arm.store.writer(DENSE_WAIT_SECONDS):
-        arm.store.write_metrics(metrics)
+        arm.store.write_metrics(stored)
+    return stored
 
 
 def _score_arm(point: Point, arm: Arm, metrics: Sequence[str]) -> list[ScoredRow]:

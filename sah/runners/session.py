@@ -15,12 +15,19 @@ from sah.adapters.huggingface import ModelAdapterHF
 from sah.config.experiment import Experiment
 from sah.data.example import Example
 from sah.errors import DataError
-from sah.runners.identity import model_identity, resolved_execution
+from sah.runners.identity import model_identity
 from sah.sparse_attention.config import (
+    AutoAttentionConfig,
     EfficientAttentionConfig,
     MaskedAttentionConfig,
     ResearchAttentionConfig,
 )
+
+_EXECUTIONS: dict[str, type[MaskedAttentionConfig]] = {
+    "auto": AutoAttentionConfig,
+    "efficient": EfficientAttentionConfig,
+    "research": ResearchAttentionConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -103,5 +110,9 @@ def attention_config(experiment: Experiment) -> MaskedAttentionConfig | None:
     """
     if experiment.is_dense:
         return None
-    kind = {"efficient": EfficientAttentionConfig, "research": ResearchAttentionConfig}[resolved_execution(experiment)]
-    return kind(masker_configs=[config for _, config in experiment.maskers], seed=experiment.seed)
+    return _EXECUTIONS[experiment.execution](
+        masker_configs=[config for _, config in experiment.maskers],
+        seed=experiment.seed,
+        dense_layers=experiment.dense_layers,
+        phases=list(experiment.phases),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -71,4 +72,15 @@ class SparseAttention(ABC):
 
         Returns:
             Output (batch, q_len, heads, value_dim), and the weights (batch, heads, q_len, kv_len) or None.
+        """
+
+    def prepare_context(  # noqa: B027 - most methods need nothing
+        self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor
+    ) -> None:
+        """Derive what the method needs of a context's keys, once; what is there already stays.
+
+        Args:
+            context_state: Of the context cache; written to.
+            layer_idx: The layer.
+            keys: The context's keys, (1, kv_heads, length, head_dim).
         """

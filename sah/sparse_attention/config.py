@@ -1,87 +1,18 @@
-"""Configs of sparse attention and of the maskers in its recipe. Imports no torch."""
+"""Configs of sparse attention: a recipe of maskers, where it applies, and its two executions. Imports no torch."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sah.config.base import ValidatedConfig
-from sah.config.values import check_count, check_share, check_size
-from sah.errors import ConfigError
+from sah.config.values import check_count
+from sah.errors import ConfigError, bad_value
+from sah.sparse_attention.layers import Layers, LayerSet, parse_layers
+from sah.sparse_attention.masker_config import GROUP, HEAD, MaskerConfig, SelectiveMaskerConfig
 
-
-@dataclass
-class MaskerConfig(ValidatedConfig):
-    """Base of every masker's config.
-
-    A subclass sets `name`, the word of the command line (`masker=<name>`), and `masker`, the dotted path of the class
-    that it configures. The path keeps torch out of the config's module.
-    """
-
-    name: ClassVar[str] = ""
-    masker: ClassVar[str] = ""
-    is_sampler: ClassVar[bool] = False
-
-    def key(self, field_name: str) -> str:
-        """Return the config key of a field, for messages."""
-        return f"masker.{self.name}.{field_name}"
-
-    def reads_density(self) -> bool:
-        """Tell whether this masker has no budget of its own yet and waits for the top-level density."""
-        return False
-
-    def has_density(self) -> bool:
-        """Tell whether this masker's budget is a density of the whole mask."""
-        return False
-
-    def with_density(self, density: float) -> MaskerConfig:
-        """Return the config with the top-level density filled in where it is read; others return themselves."""
-        return self
-
-
-@dataclass
-class BudgetedMaskerConfig(MaskerConfig):
-    """A masker with a budget: either `density`, a target for the whole mask, or a size of its own.
-
-    A subclass names its size field in `size_field`. Both given is an error; neither given means that the top-level
-    density is filled in before the masker is built.
-    """
-
-    size_field: ClassVar[str] = ""
-
-    density: float | None = None
-
-    def reads_density(self) -> bool:
-        """Tell whether neither a density nor an own size was given."""
-        return self.density is None and getattr(self, self.size_field) is None
-
-    def has_density(self) -> bool:
-        """Tell whether the budget is a density of the whole mask."""
-        return self.density is not None
-
-    def with_density(self, density: float) -> MaskerConfig:
-        """Return a copy with `density` set if this masker reads it, else itself."""
-        return dataclasses.replace(self, density=density) if self.reads_density() else self
-
-    def validate(self) -> None:
-        """Check the two budgets.
-
-        Raises:
-            ConfigError: If both are given, or one of them cannot be used.
-        """
-        super().validate()
-        size = getattr(self, self.size_field)
-        if self.density is not None and size is not None:
-            raise ConfigError(
-                f"{self.key('density')}={self.density!r} and {self.key(self.size_field)}={size!r} are both given, but "
-                f"a masker has one budget. Allowed: a density (a target for the whole mask) or {self.size_field} "
-                f"(what this masker adds). Write for example only {self.key(self.size_field)}={size!r}"
-            )
-        if self.density is not None:
-            check_share(self.key("density"), self.density)
-        if size is not None:
-            check_size(self.key(self.size_field), size)
+QUESTION, DECODE = PHASES = ("question", "decode")
+"""The phases that may run sparse: a question's tokens, and the tokens generated after it."""
 
 
 @dataclass
@@ -92,6 +23,28 @@ class SparseAttentionConfig(ValidatedConfig):
     """
 
     attention: ClassVar[str] = ""
+
+    phases: list[str] = field(default_factory=lambda: list(PHASES), kw_only=True)
+    """Phases that run sparse: `[question, decode]`, or `[decode]` for a dense prompt and a sparse answer."""
+
+    def validate(self) -> None:
+        """Check the phases.
+
+        Raises:
+            ConfigError: If they are none of the two sets that make sense.
+        """
+        super().validate()
+        check_phases(self.phases)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Check that the layers named fit a model; a config that names none fits all.
+
+        Args:
+            num_layers: Layers that the model has.
+
+        Raises:
+            ConfigError: If they do not.
+        """
 
 
 @dataclass
@@ -104,15 +57,119 @@ class MaskedAttentionConfig(SparseAttentionConfig):
     seed: int = 0
     """Seed of every random choice; the layer, the step and the lane's own identity are mixed in."""
 
+    dense_layers: int | str | list[int] = field(default_factory=list)
+    """Layers that stay dense, written as `MaskerConfig.layers`; they count with density 1."""
+
     def validate(self) -> None:
         """Check the recipe as a whole.
 
         Raises:
-            ConfigError: If it is empty, a budget is missing, two maskers read a density, or two are samplers.
+            ConfigError: If it is empty, a budget is missing, a layer has two maskers that read a density or two
+                samplers, or the phases or dense layers are none.
         """
         super().validate()
         check_count("seed", self.seed)
         check_recipe(self.masker_configs)
+        parse_dense_layers(self.dense_layers)
+
+    @property
+    def dense_layer_set(self) -> LayerSet:
+        """The layers that stay dense."""
+        return parse_dense_layers(self.dense_layers)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Check that the layers named fit a model, and that in each of its layers something is said to happen.
+
+        Args:
+            num_layers: Layers that the model has.
+
+        Raises:
+            ConfigError: If a layer is named that the model lacks, a layer is neither dense nor has a masker, a masker
+                is left without a layer, or all layers are dense.
+        """
+        given: list[tuple[str, object, LayerSet]] = [("dense_layers", self.dense_layers, self.dense_layer_set)]
+        given += [(config.key("layers"), config.layers, config.layer_set) for config in self.masker_configs]
+        for key, value, named in given:
+            if named.largest_named >= num_layers:
+                last = num_layers - 1
+                raise bad_value(key, value, f"the {num_layers} layers of the model, 0 to {last}", f"'{key}=[{last}]'")
+        sparse = [layer for layer in range(num_layers) if layer not in self.dense_layer_set]
+        if not sparse:
+            raise ConfigError(
+                f"dense_layers={self.dense_layers!r} are all {num_layers} layers of the model, so none would run "
+                "sparse. Allowed: fewer layers. Write masker=dense for the dense baseline"
+            )
+        without = [layer for layer in sparse if not any(layer in c.layer_set for c in self.masker_configs)]
+        if without:
+            raise self._without_masker(without)
+        for config in self.masker_configs:
+            if not any(layer in config.layer_set for layer in sparse):
+                raise ConfigError(
+                    f"{config.key('layers')}={config.layers!r} leaves {config.name} no layer to work in, since "
+                    f"dense_layers={self.dense_layers!r}. Allowed: at least one layer that is not dense. Write for "
+                    f"example '{config.key('layers')}=[{sparse[0]}]', or remove {config.name}"
+                )
+
+    def _without_masker(self, layers: list[int]) -> ConfigError:
+        given = ", ".join(f"{config.key('layers')}={config.layers}" for config in self.masker_configs)
+        dense = self.dense_layer_set
+        wider = LayerSet(dense.listed | set(layers), dense.onwards)
+        return ConfigError(
+            f"No masker works in layer {LayerSet(frozenset(layers))} ({given}), and an empty recipe would keep "
+            "nothing. Allowed: every layer has a masker or is named in dense_layers. "
+            f"Write for example 'dense_layers=\"{wider}\"'"
+        )
+
+    def recipe_of(self, layer: int) -> list[int]:
+        """Return the positions of the maskers that make the recipe of a layer.
+
+        Args:
+            layer: The layer.
+
+        Returns:
+            Positions in `masker_configs`, in order; empty for a dense layer.
+
+        Raises:
+            ConfigError: If no masker works in the layer and it is not said to be dense.
+        """
+        if layer in self.dense_layer_set:
+            return []
+        positions = [i for i, config in enumerate(self.masker_configs) if layer in config.layer_set]
+        if not positions:
+            raise self._without_masker([layer])
+        return positions
+
+
+def check_phases(phases: list[str]) -> None:
+    """Check which phases run sparse.
+
+    Args:
+        phases: The phases.
+
+    Raises:
+        ConfigError: If they are none of the two sets that make sense.
+    """
+    if not isinstance(phases, (list, tuple)) or list(phases) not in (list(PHASES), [DECODE]):
+        raise bad_value(
+            "phases", phases, "[question,decode] (the context dense), [decode] (the prompt dense)", "'phases=[decode]'"
+        )
+
+
+def parse_dense_layers(value: Layers) -> LayerSet:
+    """Read which layers stay dense.
+
+    Args:
+        value: What the config holds.
+
+    Returns:
+        The layers.
+
+    Raises:
+        ConfigError: If it names no layers; for none, it is an empty list.
+    """
+    if value is None:
+        raise bad_value("dense_layers", value, "layer numbers and ranges, [] for none", "'dense_layers=[0,1]'")
+    return parse_layers("dense_layers", value)
 
 
 @dataclass
@@ -127,6 +184,13 @@ class EfficientAttentionConfig(MaskedAttentionConfig):
     """The form that reads at decode only what the mask keeps."""
 
     attention: ClassVar[str] = "sah.sparse_attention.efficient.EfficientAttention"
+
+
+@dataclass
+class AutoAttentionConfig(MaskedAttentionConfig):
+    """The efficient form, except where gradients or attention weights are asked for."""
+
+    attention: ClassVar[str] = "sah.sparse_attention.auto.AutoAttention"
 
 
 def check_recipe(masker_configs: list[MaskerConfig]) -> None:
@@ -157,13 +221,41 @@ def check_recipe(masker_configs: list[MaskerConfig]) -> None:
         ("density", [c for c in masker_configs if c.has_density()], "give all but one a size of its own"),
         ("sampling", [c for c in masker_configs if c.is_sampler], "keep one sampler"),
     ):
-        if len(chosen) > 1:
-            names = ", ".join(c.name for c in chosen)
+        together = sharing_a_layer(chosen)
+        if together:
+            names = ", ".join(c.name for c in together)
             detail = (
                 "a density is a target for the whole mask, so only one masker can follow it"
                 if what == "density"
                 else "the inclusion probabilities of two independent samples do not combine"
             )
             raise ConfigError(
-                f"The recipe has {len(chosen)} {what} maskers ({names}), but {detail}. Instead, {instead}."
+                f"The recipe has {len(together)} {what} maskers ({names}) in one layer, but {detail}. "
+                f"Instead, {instead}, or give them different layers."
+            )
+    _check_selections(masker_configs)
+
+
+def sharing_a_layer(masker_configs: list[MaskerConfig]) -> list[MaskerConfig]:
+    """Return the maskers that share a layer with another one of the list, in order."""
+    layers = [config.layer_set for config in masker_configs]
+    return [
+        config
+        for position, config in enumerate(masker_configs)
+        if any(layers[position].overlaps(other) for i, other in enumerate(layers) if i != position)
+    ]
+
+
+def _check_selections(masker_configs: list[MaskerConfig]) -> None:
+    """Refuse one set a KV head after keys that its query heads keep each for itself."""
+    for position, config in enumerate(masker_configs):
+        if not isinstance(config, SelectiveMaskerConfig) or config.keeps_per_head:
+            continue
+        before = [c for c in masker_configs[:position] if c.keeps_per_head and c.layer_set.overlaps(config.layer_set)]
+        if before:
+            raise ConfigError(
+                f"{config.key('selection')}={GROUP} comes after {before[0].name}, which keeps other keys for each "
+                "query head, so that the heads of one KV head would no longer share a set. "
+                f"Write {config.key('selection')}={HEAD}, or {before[0].key('selection')}={GROUP} where it has one, or "
+                "put it first"
             )

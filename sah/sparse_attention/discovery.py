@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from sah.sparse_attention.config import MaskerConfig
+from sah.sparse_attention.masker_config import MaskerConfig
 
 
 @cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sah.sparse_attention.key_lists import KeyLists, Spans, merge_lists, union_of_spans
+
 Shape = tuple[int, int, int, int]
 
 
@@ -12,11 +14,14 @@ class Mask:
 
     A key has an inclusion probability: 1 where it was chosen deterministically, the chance of its draw where it was
     sampled, and 0 where it is not kept. The mask holds it either densely, broadcastable to
-    (batch, heads, q_len, kv_len), or as index lists (batch, heads, q_len, n) with a probability a place, 0 for unused
-    places. Full and empty masks hold neither. Masks are immutable: every operation returns a new one.
+    (batch, heads, q_len, kv_len), or as lists: ranges that every query keeps (`spans`) and lists of single keys or runs
+    of keys (`lists`), no key in two of them. Full and empty masks hold neither. Masks are immutable: every operation
+    returns a new one.
 
     Attributes:
         shape: (batch, heads, q_len, kv_len) that the mask stands for.
+        spans: Disjoint ranges (start, stop) in ascending order that every query of every head keeps.
+        lists: Lists of further keys.
     """
 
     def __init__(
@@ -25,15 +30,15 @@ class Mask:
         device: torch.device,
         *,
         dense: torch.Tensor | None = None,
-        indices: torch.Tensor | None = None,
-        probabilities: torch.Tensor | None = None,
+        spans: Spans = (),
+        lists: tuple[KeyLists, ...] = (),
         is_full: bool = False,
     ) -> None:
         self.shape = shape
         self.device = device
+        self.spans = spans
+        self.lists = lists
         self._dense = dense
-        self._indices = indices
-        self._probabilities = probabilities
         self._is_full = is_full
 
     @classmethod
@@ -60,19 +65,33 @@ class Mask:
         return cls(shape, inclusion.device, dense=inclusion.float())
 
     @classmethod
-    def from_indices(cls, shape: Shape, indices: torch.Tensor, probabilities: torch.Tensor) -> Mask:
-        """Make a mask from index lists.
+    def from_spans(cls, shape: Shape, spans: Spans, device: torch.device | str = "cpu") -> Mask:
+        """Make a mask of ranges that every query keeps; costs nothing.
 
         Args:
             shape: (batch, heads, q_len, kv_len).
-            indices: (batch, heads or 1, q_len, n), int64. No key may stand twice in a list in places with a probability
-                above 0; what stands in other places does not matter as long as it is below kv_len.
-            probabilities: Same shape as indices, float; 0 marks a place that is not used.
+            spans: Ranges (start, stop), in any order; empty and overlapping ones are allowed.
+            device: Where lists would lie.
 
         Returns:
             The mask.
         """
-        return cls(shape, indices.device, indices=indices, probabilities=probabilities.float())
+        return cls(shape, torch.device(device), spans=union_of_spans(spans))
+
+    @classmethod
+    def from_indices(cls, shape: Shape, indices: torch.Tensor, probabilities: torch.Tensor | None = None) -> Mask:
+        """Make a mask from index lists.
+
+        Args:
+            shape: (batch, heads, q_len, kv_len).
+            indices: (batch, lists, q_len, n), int64, see `KeyLists`. No key may stand twice in a list in places with a
+                probability above 0; what stands in other places does not matter as long as it is below kv_len.
+            probabilities: Same shape as indices, float; 0 marks a place that is not used. None means 1 everywhere.
+
+        Returns:
+            The mask.
+        """
+        return cls(shape, indices.device, lists=(KeyLists(indices, probabilities),))
 
     @property
     def is_full(self) -> bool:
@@ -81,13 +100,18 @@ class Mask:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the mask was made empty."""
-        return not self._is_full and self._dense is None and self._indices is None
+        """Whether the mask was made empty, or of empty ranges."""
+        return not (self._is_full or self.spans or self.lists) and self._dense is None
 
     @property
     def has_indices(self) -> bool:
-        """Whether the mask is held as index lists (an empty one is, with lists of length 0)."""
-        return self._indices is not None or self.is_empty
+        """Whether the mask is held as lists (an empty one is)."""
+        return self._dense is None and not self._is_full
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether no key was drawn at random, as far as the lists tell; a dense mask does not tell."""
+        return self._is_full or (self._dense is None and all(part.probabilities is None for part in self.lists))
 
     def to_dense(self) -> torch.Tensor:
         """Return the inclusion probabilities.
@@ -97,24 +121,37 @@ class Mask:
         """
         if self._dense is not None:
             return self._dense
-        if self._indices is None or self._probabilities is None:
-            value = 1.0 if self._is_full else 0.0
-            return torch.full((1, 1, 1, 1), value, device=self.device).expand(1, 1, self.shape[2], self.shape[3])
-        dense = torch.zeros(*self._indices.shape[:3], self.shape[3], device=self.device)
-        # An unused place may name a key that another place keeps: the larger probability must win.
-        return dense.scatter_reduce(3, self._indices, self._probabilities, reduce="amax")
+        _, heads, q_len, kv_len = self.shape
+        dense = torch.full((1, 1, 1, kv_len), 1.0 if self._is_full else 0.0, device=self.device)
+        for start, stop in self.spans:
+            dense[..., start:stop] = 1.0
+        for part in self.lists:
+            # An unused place may name a key that another place keeps: the larger probability must win.
+            indices, probabilities = part.of_single_keys(heads)
+            ground = torch.zeros(*indices.shape[:3], kv_len, device=self.device)
+            dense = torch.maximum(dense, ground.scatter_reduce(3, indices, probabilities, reduce="amax"))
+        return dense.expand(-1, -1, q_len, -1)
 
     def to_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mask as index lists.
+        """Return the mask as one index list a query.
 
         Returns:
             Indices (batch, heads or 1, q_len, n), int64, and probabilities of the same shape, 0 in unused places.
         """
-        if self._indices is not None and self._probabilities is not None:
-            return self._indices, self._probabilities
-        if self.is_empty:
-            lists = (self.shape[0], 1, self.shape[2], 0)
-            return torch.zeros(lists, dtype=torch.long, device=self.device), torch.zeros(lists, device=self.device)
+        if not self.has_indices:
+            return self._indices_of_dense()
+        batch, heads, q_len, _ = self.shape
+        parts = [part.of_single_keys(heads) for part in self.lists]
+        if self.spans or not parts:
+            positions = [torch.arange(start, stop, device=self.device) for start, stop in self.spans]
+            whole = torch.cat([torch.empty(0, dtype=torch.long, device=self.device), *positions])
+            parts.insert(0, (whole.view(1, 1, 1, -1), torch.ones(1, 1, 1, len(whole), device=self.device)))
+        rows = max(part[0].shape[1] for part in parts)
+        expanded = [[t.expand(batch, rows, q_len, -1) for t in part] for part in parts]
+        indices, probabilities = (torch.cat(tensors, -1) for tensors in zip(*expanded, strict=True))
+        return indices, probabilities
+
+    def _indices_of_dense(self) -> tuple[torch.Tensor, torch.Tensor]:
         dense = self.to_dense()
         dense = dense.expand(self.shape[0], dense.shape[1], self.shape[2], self.shape[3])
         kept = dense > 0
@@ -132,13 +169,18 @@ class Mask:
         Returns:
             int64, broadcastable to (batch, heads, q_len).
         """
-        if self.is_empty:
-            return torch.zeros(1, 1, self.shape[2], dtype=torch.long, device=self.device)
         if self._is_full:
             return allowed.sum(-1)
-        if self._indices is not None and self._probabilities is not None:
-            return ((self._probabilities > 0) & gather_last(allowed, self._indices)).sum(-1)
-        return ((self.to_dense() > 0) & allowed).sum(-1)
+        if not self.has_indices:
+            return ((self.to_dense() > 0) & allowed).sum(-1)
+        if not bool(allowed.all()):
+            indices, probabilities = self.to_indices()
+            return ((probabilities > 0) & gather_last(allowed, indices)).sum(-1)
+        total = torch.zeros(1, 1, self.shape[2], dtype=torch.long, device=self.device)
+        total += sum(stop - start for start, stop in self.spans)
+        for part in self.lists:
+            total = total + part.count(self.shape[1])
+        return total
 
     def merge(self, other: Mask) -> Mask:
         """Union of two masks.
@@ -151,7 +193,7 @@ class Mask:
             other: A mask of the same shape.
 
         Returns:
-            A new mask; neither input changes. Index lists stay index lists where both are.
+            A new mask; neither input changes. Lists stay lists where both are.
 
         Raises:
             ValueError: If the shapes differ.
@@ -162,27 +204,24 @@ class Mask:
             return self
         if other._is_full or self.is_empty:
             return other
-        if self.has_indices and other.has_indices:
-            return Mask.from_indices(self.shape, *_merge_lists(self.to_indices(), other.to_indices()))
-        return Mask.from_dense(self.shape, torch.maximum(self.to_dense(), other.to_dense()))
+        if not (self.has_indices and other.has_indices):
+            return Mask.from_dense(self.shape, torch.maximum(self.to_dense(), other.to_dense()))
+        if not (self.lists or other.lists):
+            return Mask.from_spans(self.shape, (*self.spans, *other.spans), self.device)
+        return Mask.from_indices(self.shape, *merge_lists(self.to_indices(), other.to_indices()))
 
-    def extend(self, indices: torch.Tensor, probabilities: torch.Tensor) -> Mask:
-        """Union with index lists that are known to hold no key of this mask: a plain concatenation.
+    def extend(self, *lists: KeyLists) -> Mask:
+        """Union with lists that are known to hold no key of this mask, nor of each other: nothing is compared.
 
         Args:
-            indices: (batch, heads or 1, q_len, n), int64.
-            probabilities: Same shape; 0 in unused places.
+            *lists: The lists.
 
         Returns:
-            A new mask; held as index lists unless this one is dense.
+            A new mask; held as lists unless this one is dense.
         """
-        added = Mask.from_indices(self.shape, indices, probabilities)
-        if self.is_empty or not self.has_indices:
-            return self.merge(added)
-        mine, mine_probabilities = self.to_indices()
-        heads = max(mine.shape[1], indices.shape[1])
-        parts = [t.expand(-1, heads, -1, -1) for t in (mine, indices, mine_probabilities, probabilities.float())]
-        return Mask.from_indices(self.shape, torch.cat(parts[:2], -1), torch.cat(parts[2:], -1))
+        if self.has_indices:
+            return Mask(self.shape, self.device, spans=self.spans, lists=(*self.lists, *lists))
+        return self.merge(Mask(self.shape, self.device, lists=lists))
 
 
 def gather_last(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -197,19 +236,3 @@ def gather_last(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """
     leading = [max(pair) for pair in zip(tensor.shape[:-1], indices.shape[:-1], strict=True)]
     return tensor.expand(*leading, -1).gather(-1, indices.expand(*leading, -1))
-
-
-def _merge_lists(
-    left: tuple[torch.Tensor, torch.Tensor], right: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    heads = max(left[0].shape[1], right[0].shape[1])
-    indices = torch.cat([t.expand(-1, heads, -1, -1) for t in (left[0], right[0])], -1)
-    probabilities = torch.cat([t.expand(-1, heads, -1, -1) for t in (left[1], right[1])], -1)
-    # Sorted by key, larger probability first, every repetition of a key follows the place that counts.
-    by_probability = probabilities.argsort(dim=-1, descending=True, stable=True)
-    indices, probabilities = indices.gather(-1, by_probability), probabilities.gather(-1, by_probability)
-    by_key = indices.argsort(dim=-1, stable=True)
-    indices, probabilities = indices.gather(-1, by_key), probabilities.gather(-1, by_key)
-    repeated = torch.zeros_like(indices, dtype=torch.bool)
-    repeated[..., 1:] = indices[..., 1:] == indices[..., :-1]
-    return indices, probabilities.masked_fill(repeated, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from sah.sparse_attention.allowed import allowed_keys
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.masked import masked_attention
+from sah.sparse_attention.key_state import KeyStateMasker
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import ResearchMasker, build_maskers
+from sah.sparse_attention.output_error import observe_error
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
+from sah.sparse_attention.times import ATTENTION, SELECTION, Laps
 
 
 class ResearchAttention(SparseAttention):
@@ -35,6 +39,31 @@ class ResearchAttention(SparseAttention):
         config.validate()
         self.config = config
         self.maskers: list[ResearchMasker] = build_maskers(config)
+        self._recipes: dict[int, list[ResearchMasker]] = {}
+
+    def recipe_of(self, layer_idx: int) -> list[ResearchMasker]:
+        """Return the maskers that work in a layer, in order; none for a dense layer.
+
+        Raises:
+            ConfigError: If a layer that is not dense has none.
+        """
+        if layer_idx not in self._recipes:
+            self._recipes[layer_idx] = [self.maskers[i] for i in self.config.recipe_of(layer_idx)]
+        return self._recipes[layer_idx]
+
+    def prepare_context(self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor) -> None:
+        """Derive what the recipe needs of a context's keys, once; what is there already stays.
+
+        Args:
+            context_state: Of the context cache; written to.
+            layer_idx: The layer.
+            keys: The context's keys, (1, kv_heads, length, head_dim).
+        """
+        if not self.chooses_indices:
+            return
+        for masker in self.recipe_of(layer_idx):
+            if isinstance(masker, KeyStateMasker):
+                masker.prepare_context(context_state, keys, layer_idx)
 
     def build_mask(
         self,
@@ -47,7 +76,7 @@ class ResearchAttention(SparseAttention):
         sparse_meta_data: dict[Any, Any],
         **kwargs: Any,
     ) -> Mask:
-        """Apply the recipe in order to an empty mask.
+        """Apply the layer's recipe in order to an empty mask; a dense layer keeps everything.
 
         Args:
             queries: (batch, heads, q_len, head_dim).
@@ -62,8 +91,10 @@ class ResearchAttention(SparseAttention):
         Returns:
             The keys that each query reads.
         """
-        mask = Mask.empty((*queries.shape[:3], keys.shape[2]), queries.device)
-        for masker in self.maskers:
+        shape = (*queries.shape[:3], keys.shape[2])
+        recipe = self.recipe_of(kwargs["layer_idx"])
+        mask = Mask.empty(shape, queries.device) if recipe else Mask.full(shape, queries.device)
+        for masker in recipe:
             add = masker.add_indices if self.chooses_indices else masker.add_mask
             mask = add(queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, mask, **kwargs)
         return mask
@@ -85,73 +116,74 @@ class ResearchAttention(SparseAttention):
         Raises:
             ConfigError: If a query that may read keys keeps none.
         """
+        laps = Laps(sparse_meta_data, queries.device)
         allowed = allowed_keys(attention_mask, queries, keys)
         mask = self.build_mask(queries, keys, values, allowed, scaling, dropout, sparse_meta_data, **kwargs)
-        return attend_densely(queries, keys, values, mask, allowed, scaling, dropout, sparse_meta_data, **kwargs)
+        laps.end(SELECTION)
+        self.record_density(mask, allowed, sparse_meta_data, kwargs["layer_idx"])
+        output = self.attend(queries, keys, values, mask, allowed, scaling, dropout, **kwargs)
+        laps.end(ATTENTION)
+        observe_error(sparse_meta_data, output[0], queries, keys, values, allowed, scaling, **kwargs)
+        return output
 
+    def attend(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: Mask,
+        allowed: torch.Tensor,
+        scaling: float,
+        dropout: float,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend over a mask, with every logit computed.
 
-def attend_densely(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: Mask,
-    allowed: torch.Tensor,
-    scaling: float,
-    dropout: float,
-    sparse_meta_data: dict[Any, Any],
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend over a mask with every logit computed, and record what was kept.
+        Args:
+            queries: (batch, heads, q_len, head_dim).
+            keys: (batch, kv_heads, kv_len, head_dim).
+            values: (batch, kv_heads, kv_len, value_dim).
+            mask: The keys that each query reads.
+            allowed: Boolean, broadcastable to (batch, heads, q_len, kv_len).
+            scaling: Factor of the dot products.
+            dropout: Share of weights dropped.
+            **kwargs: `s_aux`, `softcap`.
 
-    Args:
-        queries: (batch, heads, q_len, head_dim).
-        keys: (batch, kv_heads, kv_len, head_dim).
-        values: (batch, kv_heads, kv_len, value_dim).
-        mask: The keys that each query reads.
-        allowed: Boolean, broadcastable to (batch, heads, q_len, kv_len).
-        scaling: Factor of the dot products.
-        dropout: Share of weights dropped.
-        sparse_meta_data: State of the question at hand.
-        **kwargs: `layer_idx`, `s_aux`, `softcap`.
-
-    Returns:
-        Output (batch, q_len, heads, value_dim) and weights (batch, heads, q_len, kv_len).
-
-    Raises:
-        ConfigError: If a query that may read keys keeps none.
-    """
-    inclusion = mask.to_dense() * allowed
-    record_density(sparse_meta_data, kwargs["layer_idx"], (inclusion > 0).sum(-1), allowed.sum(-1))
-    output, weights = masked_attention(
-        queries,
-        keys,
-        values,
-        inclusion,
-        scaling,
-        dropout=dropout,
-        sinks=kwargs.get("s_aux"),
-        softcap=kwargs.get("softcap"),
-    )
-    return output.transpose(1, 2).contiguous(), weights
-
-
-def record_density(sparse_meta_data: dict[Any, Any], layer_idx: int, kept: torch.Tensor, allowed: torch.Tensor) -> None:
-    """Check that every query reads something, and record what it reads where the run asked for it.
-
-    Args:
-        sparse_meta_data: State of the question at hand.
-        layer_idx: The layer.
-        kept: Keys kept, broadcastable to (batch, heads, q_len).
-        allowed: Keys allowed, broadcastable to (batch, heads, q_len).
-
-    Raises:
-        ConfigError: If a query that may read keys keeps none.
-    """
-    if bool(((kept == 0) & (allowed > 0)).any()):
-        raise ConfigError(
-            f"The recipe keeps no key for some query of layer {layer_idx}. "
-            "Allowed: a recipe that keeps at least one key for every query, e.g. with masker.local.window_size=1"
+        Returns:
+            Output (batch, q_len, heads, value_dim), and weights (batch, heads, q_len, kv_len) or None.
+        """
+        output, weights = masked_attention(
+            queries,
+            keys,
+            values,
+            mask.to_dense() * allowed,
+            scaling,
+            dropout=dropout,
+            sinks=kwargs.get("s_aux"),
+            softcap=kwargs.get("softcap"),
         )
-    statistics = sparse_meta_data.get(STATISTICS_KEY)
-    if isinstance(statistics, AttentionStatistics):
-        statistics.record(layer_idx, kept, allowed)
+        return output.transpose(1, 2).contiguous(), weights
+
+    def record_density(
+        self, mask: Mask, allowed: torch.Tensor, sparse_meta_data: dict[Any, Any], layer_idx: int
+    ) -> None:
+        """Check that every query reads something, and record what it reads where the run asked for it.
+
+        Args:
+            mask: The keys that each query reads.
+            allowed: Boolean, broadcastable to (batch, heads, q_len, kv_len).
+            sparse_meta_data: State of the question at hand.
+            layer_idx: The layer.
+
+        Raises:
+            ConfigError: If a query that may read keys keeps none.
+        """
+        kept, may_read = mask.count(allowed), allowed.sum(-1)
+        if bool(((kept == 0) & (may_read > 0)).any()):
+            raise ConfigError(
+                f"The recipe keeps no key for some query of layer {layer_idx}. "
+                "Allowed: a recipe that keeps at least one key for every query, e.g. with masker.local.window_size=1"
+            )
+        statistics = sparse_meta_data.get(STATISTICS_KEY)
+        if isinstance(statistics, AttentionStatistics):
+            statistics.record(layer_idx, kept, may_read, dense=not self.recipe_of(layer_idx))

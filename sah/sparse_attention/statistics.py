@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import torch
 
-QUESTION = "question"
-DECODE = "decode"
+from sah.sparse_attention.config import QUESTION
+
 STATISTICS_KEY = "statistics"
 """Key of `sparse_meta_data` under which a run puts the record that attention writes to."""
 
@@ -23,31 +23,33 @@ class AttentionStatistics:
         self.phase = QUESTION
         self._sums: dict[tuple[str, int], torch.Tensor] = {}
         """Sum of the rows' densities and number of rows."""
-        self._calls: dict[tuple[str, int], int] = defaultdict(int)
+        self._sparse_calls: dict[tuple[str, int], int] = defaultdict(int)
 
-    def record(self, layer_idx: int, kept: torch.Tensor, allowed: torch.Tensor) -> None:
+    def record(self, layer_idx: int, kept: torch.Tensor, allowed: torch.Tensor, *, dense: bool = False) -> None:
         """Add one attention call. Queries that may read no key (padding) do not count.
 
         Args:
             layer_idx: The layer that was called.
             kept: Allowed keys kept, broadcastable to (batch, heads, q_len).
             allowed: Keys allowed, broadcastable to (batch, heads, q_len).
+            dense: Whether the layer is one of `dense_layers`: it counts in the density and is no sparse call.
         """
         key = (self.phase, layer_idx)
-        shares = kept / allowed.clamp(min=1)
-        densities = shares.mean(dim=1).double()
+        shares = kept.double() / allowed.clamp(min=1)
+        densities = shares.mean(dim=1)
         counts = (allowed.amax(dim=1) > 0).expand_as(densities)
         total = torch.stack([(densities * counts).sum(), counts.sum()])
         self._sums[key] = self._sums[key] + total if key in self._sums else total
-        self._calls[key] += 1
+        if not dense:
+            self._sparse_calls[key] += 1
 
     def calls(self) -> int:
-        """Return the number of attention calls recorded."""
-        return sum(self._calls.values())
+        """Return the number of sparse attention calls."""
+        return sum(self._sparse_calls.values())
 
     def layers(self) -> list[int]:
-        """Return the layers that were called, in order."""
-        return sorted({layer for _, layer in self._calls})
+        """Return the layers that ran sparse, in order."""
+        return sorted({layer for _, layer in self._sparse_calls})
 
     def density(self, phase: str | None = None) -> float | None:
         """Return the measured density.

@@ -11,6 +11,7 @@ from sah.sparse_attention.discovery import masker_configs
 from tests.integration.running import dense_of, run, sparse_of, stored
 
 WHOLE = {
+    "adaptive": ["masker.adaptive.base_rate=1.0"],
     "causal": [],
     "sink": ["masker.sink.sink_size=1.0"],
     "local": ["masker.local.window_size=1.0"],
@@ -48,7 +49,8 @@ def check(shared: Path, *settings: str) -> None:
             assert row.attention_calls
 
 
-@pytest.mark.parametrize("masker", masker_configs())
+# magicpig samples by angles and has no setting that keeps every key.
+@pytest.mark.parametrize("masker", [name for name in masker_configs() if name != "magicpig"])
 def test_every_masker(shared: Path, masker: str) -> None:
     check(shared, f"masker={masker}", *WHOLE.get(masker, ["density=1.0"]))
 

@@ -61,6 +61,14 @@ def test_what_changes_answers_is_another_point_and_another_baseline(change: str)
         (["masker=topk"], ["masker=topk", "masker.topk.heavy_size=0.1"]),
         (["masker.topk.heavy_size=1"], ["masker.topk.heavy_size=1.0"]),
         (["execution=efficient"], ["execution=research"]),
+        (["masker=topk"], ["phases=[decode]"]),
+        (["masker=topk"], ["dense_layers=[0]"]),
+        (["dense_layers=[0]"], ["dense_layers=[1]"]),
+        (["masker=[sink,topk]"], ["masker=[sink,topk]", "masker.topk.layers=1-"]),
+        (["masker=topk"], ["masker.topk.selection=group"]),
+        (["masker=topk"], ["attention_error=0.5"]),
+        (["attention_error=0.5"], ["attention_error=0.25"]),
+        (["attention_error=0.5"], ["attention_error=0.5", "seed=1"]),
     ],
 )
 def test_another_recipe_shares_the_baseline(before: list[str], after: list[str]) -> None:
@@ -80,6 +88,10 @@ def test_another_recipe_shares_the_baseline(before: list[str], after: list[str])
         "dataset.metrics=[token_f1]",
         "model.label=mine",
         "execution=efficient",
+        "phases=[question,decode]",
+        "attention_error=0",
+        "masker.topk.layers=0-",
+        "masker.topk.layers=[2,1,0]",
         "seed=7",
         "density=1e-1",
         "masker.topk.density=0.1",
@@ -95,6 +107,19 @@ def test_what_changes_no_answer_is_the_same_point(change: str) -> None:
 @pytest.mark.parametrize("masker", ["sink", "[sink,local]", "topp", "causal"])
 def test_what_a_recipe_does_not_read_is_no_part_of_it(masker: str, change: str) -> None:
     assert ids(f"masker={masker}") == ids(f"masker={masker}", change)
+
+
+@pytest.mark.parametrize("change", ["phases=[decode]", "dense_layers=[0,1]", "dense_layers=99", "attention_error=1"])
+def test_the_baseline_reads_no_place_of_sparsity(change: str) -> None:
+    assert ids("masker=dense") == ids("masker=dense", change)
+
+
+def test_layers_are_one_however_they_are_written() -> None:
+    forms = {ids(f"dense_layers={form}") for form in ("[0,1]", "0-1", "[1,0]", '"0,1"')}
+    assert len(forms) == 1
+    recipe = ("masker=[sink,topk]", "dense_layers=[0]")
+    forms = {ids(*recipe, f"masker.topk.layers={form}") for form in ("[1,2]", "1-", "0-", "[0,1,2]")}
+    assert forms == {ids(*recipe)}, "a masker works in no dense layer"
 
 
 def test_whole_and_decimal_densities_are_one() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from tests.integration.conftest import Work
-from tests.integration.running import jobs, run, run_exactly, sparse_of, stored
+from tests.integration.running import ROOT, jobs, run, run_exactly, sparse_of, stored
 
 
 def table_lines(text: str) -> list[list[str]]:
@@ -22,7 +22,7 @@ def table_lines(text: str) -> list[list[str]]:
 def test_a_sweep_ends_with_one_table_of_all_points() -> None:
     done = run("-m", "masker=topk,random", "density=0.05,0.1")
     assert done.code == 0, done.text
-    shown = [(words[0], float(words[5])) for words in table_lines(done.out)]
+    shown = [(words[0], float(words[6])) for words in table_lines(done.out)]
     assert shown == [("topk", 0.05), ("topk", 0.1), ("random", 0.05), ("random", 0.1)]
     (folder,) = Path("outputs/sweeps").glob("*/*")
     assert str(folder) in done.out
@@ -49,7 +49,7 @@ def test_a_failing_point_stops_no_other_and_shows_in_the_exit_code(work: Work) -
     assert done.code == 1
     assert work.counts == (2, 2, 4)
     assert [record["status"] for record in jobs()] == ["ok", "failed", "ok"]
-    assert [float(words[5]) for words in table_lines(done.out)] == [0.05, 0.1]
+    assert [float(words[6]) for words in table_lines(done.out)] == [0.05, 0.1]
     assert "density=2 is not allowed" in done.text
     assert "density=2" in done.err, "what failed is told at the end, on stderr"
     assert "Traceback" not in done.text
@@ -115,7 +115,7 @@ def test_the_smoke_preset() -> None:
 def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
     done = run("+experiment=density_curve", "dataset.depths=2", "generation.max_new_tokens=2")
     assert done.code == 0, done.text
-    shown = [(words[0], float(words[5])) for words in table_lines(done.out)]
+    shown = [(words[0], float(words[6])) for words in table_lines(done.out)]
     densities = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
     assert sorted(shown) == sorted((masker, d) for masker in ("topk", "streaming_llm", "random") for d in densities)
     assert work.counts == (2, 2, 42)
@@ -125,7 +125,7 @@ def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
 def test_what_a_preset_sweeps_can_be_narrowed_on_the_command_line() -> None:
     done = run("+experiment=density_curve", "masker=topk", "density=0.1,0.2", "generation.max_new_tokens=2")
     assert done.code == 0, done.text
-    assert [(words[0], float(words[5])) for words in table_lines(done.out)] == [("topk", 0.1), ("topk", 0.2)]
+    assert [(words[0], float(words[6])) for words in table_lines(done.out)] == [("topk", 0.1), ("topk", 0.2)]
 
 
 def test_a_second_data_set_in_the_same_sweep(work: Work) -> None:
@@ -140,7 +140,7 @@ def test_a_sweep_reports_its_own_jobs_only() -> None:
     assert run("-m", "masker=topk", "density=0.05,2", "hydra.sweep.dir=outputs/mine").code == 1
     done = run("-m", "masker=topk", "density=0.1", "hydra.sweep.dir=outputs/mine")
     assert done.code == 0, done.text
-    assert [float(words[5]) for words in table_lines(done.out)] == [0.1]
+    assert [float(words[6]) for words in table_lines(done.out)] == [0.1]
 
 
 def test_an_unknown_masker_among_others_is_told_before_anything_runs(work: Work) -> None:
@@ -155,6 +155,27 @@ def test_recipes_can_be_swept() -> None:
     done = run("-m", "masker=topk,[sink,topk],[sink,local,random]")
     assert done.code == 0, done.text
     assert [words[0] for words in table_lines(done.out)] == ["topk", "sink+topk", "sink+local+random"]
+
+
+def test_places_of_sparsity_can_be_swept() -> None:
+    done = run("-m", "masker=topk", "phases=[question,decode],[decode]", 'dense_layers=[],"0-1"')
+    assert done.code == 0, done.text
+    (page,) = Path("outputs/sweeps").rglob("table.md")
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| topk")]
+    assert [cells[0] for cells in rows] == ["| topk"] * 4, "what has a column is not told twice"
+    places = ["question+decode", "question+decode (0-1 dense)", "decode", "decode (0-1 dense)"]
+    assert [cells[1] for cells in rows] == places
+    assert sum(point.label == "dense" for point in stored().values()) == 1
+
+
+def test_layers_of_a_masker_name_their_point() -> None:
+    done = run("-m", "masker=[sink,topk]", 'masker.topk.layers="1-",[1,2],2')
+    assert done.code == 0, done.text
+    (page,) = Path("outputs/sweeps").rglob("table.md")
+    text = page.read_text(encoding="utf-8")
+    assert '| sink+topk masker.topk.layers="1-" |' in text
+    assert "| sink+topk masker.topk.layers=2 |" in text
+    assert text.count("is the same point as") == 1, "[1,2] are the layers from 1 on in a model of three"
 
 
 def test_ctrl_c_ends_a_sweep_and_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
@@ -180,3 +201,13 @@ def test_points_that_differ_in_their_number_of_examples_alone() -> None:
     done = run("-m", "masker=topk", "dataset.num_examples=1,3")
     assert done.code == 0, done.text
     assert "does not read what differs" not in done.text
+
+
+def test_every_masker_runs_as_it_stands() -> None:
+    done = run("-m", "masker=glob(*)", "density=0.2")
+    assert done.code == 0, done.text
+    every = {path.stem for path in (ROOT / "conf" / "masker").glob("*.yaml")}
+    assert {point.label for point in stored().values()} == every
+    assert {"quest", "double_sparsity", "adaptive", "magicpig", "dense"} <= every
+    for point in stored().values():
+        assert all(row.status == "ok" for row in point.predictions.values())

@@ -9,11 +9,12 @@ import pytest
 
 from tests.fakes.wandb_files import read_run
 from tests.integration.conftest import Work
-from tests.integration.running import ROOT, dense_of, jobs, run, sparse_of, stored, write_rows
+from tests.integration.running import ROOT, dense_of, jobs, outcomes, run, sparse_of, stored, write_rows
 
 POINT_FILES = {"point.json", "predictions.jsonl", "scores.jsonl", "metrics.json", "provenance.json"}
 COLUMNS = (
     ("setting",),
+    ("sparse", "in"),
     ("dense",),
     ("sparse",),
     ("difference",),
@@ -36,17 +37,17 @@ def test_the_table_names_and_shows_every_figure(work: Work) -> None:
     metrics = sparse_of().metrics
     assert metrics is not None
     scores = metrics["comparison"]["scores"]["string_match_all"]
-    assert cells[1] == "2"
-    assert [float(cell) for cell in cells[2:5]] == pytest.approx(
+    assert cells[1:3] == ["question+decode", "2"]
+    assert [float(cell) for cell in cells[3:6]] == pytest.approx(
         [scores["dense"], scores["sparse"], scores["difference"]], abs=5e-4
     )
-    assert float(cells[5]) == 0.2
-    assert float(cells[6]) == pytest.approx(0.2, abs=0.01)
-    assert float(cells[7]) == pytest.approx(metrics["dense"]["prefill"]["seconds"], abs=0.006)
+    assert float(cells[6]) == 0.2
+    assert float(cells[7]) == pytest.approx(0.2, abs=0.01)
+    assert float(cells[8]) == pytest.approx(metrics["dense"]["prefill"]["seconds"], abs=0.006)
     question = [1000 * metrics[arm]["measures"]["question_seconds"] for arm in ("dense", "sparse")]
-    assert [float(cells[8]), float(cells[10])] == pytest.approx(question, abs=0.6)
+    assert [float(cells[9]), float(cells[11])] == pytest.approx(question, abs=0.6)
     decode = [metrics[arm]["decode_ms_per_token"] for arm in ("dense", "sparse")]
-    assert [float(cells[11]), float(cells[13])] == pytest.approx(decode, abs=0.06)
+    assert [float(cells[12]), float(cells[14])] == pytest.approx(decode, abs=0.06)
     assert "speed-up" in done.out or "faster than dense" in done.out
     assert work.counts == (2, 2, 2)
 
@@ -137,6 +138,57 @@ def test_rows_say_what_was_measured() -> None:
             assert arm.decode_cpu_seconds is not None
 
 
+def test_rows_of_a_sparse_answer_over_a_dense_prompt() -> None:
+    done = run("masker=topk", "density=0.25", "phases=[decode]")
+    assert done.code == 0, done.text
+    (line,) = (line.split() for line in done.out.splitlines() if line.split()[:1] == ["topk"])
+    assert line[1] == "decode"
+    dense, sparse = dense_of(), sparse_of()
+    assert "phases" not in dense.identity and sparse.identity["phases"] == ["decode"]
+    for key, row in sparse.predictions.items():
+        assert row.token_ids[0] == dense.predictions[key].token_ids[0], "the prompt ran dense"
+        assert row.decode_steps is not None
+        assert (row.attention_calls, row.sparse_layers) == (3 * row.decode_steps, 3)
+        assert row.density_by_phase == {"question": None, "decode": row.density_measured}
+        assert row.density_measured == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_output_error_changes_no_answer_and_has_a_column() -> None:
+    assert run("masker=topk").code == 0
+    plain = sparse_of()
+    assert all(row.output_error is None for row in plain.predictions.values())
+    done = run("masker=topk", "attention_error=0.5")
+    assert done.code == 0, done.text
+    (measured,) = (point for point in stored().values() if point.label == "topk" and point.id != plain.id)
+    assert outcomes(measured) == outcomes(plain)
+    errors = [row.output_error for row in measured.predictions.values()]
+    assert len(errors) == 2 and all(error > 0 for error in errors)
+    assert measured.metrics["sparse"]["measures"]["output_error"] == pytest.approx(sum(errors) / 2)
+    words = done.out.split()
+    assert f"{sum(errors) / 2:.4f}" in words and words.count("error") == 1
+    assert "speed-up" not in done.out, "its times hold the comparison"
+
+
+def test_rows_of_a_point_with_dense_layers() -> None:
+    done = run("masker=topk", "density=0.25", "dense_layers=[0,1]")
+    assert done.code == 0, done.text
+    assert "question+decode (0-1" in done.text
+    assert "keep the attention window" not in done.text
+    for row in sparse_of().predictions.values():
+        assert row.decode_steps is not None
+        assert (row.attention_calls, row.sparse_layers) == (1 + row.decode_steps, 1)
+        assert row.density_measured == pytest.approx((1 + 1 + 0.25) / 3, abs=0.01)
+
+
+def test_it_is_told_which_layers_of_a_model_with_windows_run_sparse() -> None:
+    done = run("model.name=tiny:gemma3", "masker=topk", "dense_layers=[0,2]")
+    assert done.code == 0, done.text
+    told = "Sparse attention runs in 1 of 6 layers; 2 are dense as dense_layers says. 3 keep the attention window"
+    assert done.text.count(told) == 1
+    other = run("model.name=tiny:gemma3", "masker=topk")
+    assert other.text.count("Sparse attention runs in 1 of 6 layers; 5 keep the attention window") == 1
+
+
 def test_scores_and_aggregates_follow_from_the_predictions() -> None:
     text = "Some words that stand here."
     questions = ["What?", "Which ones?", "Why?"]
@@ -205,12 +257,14 @@ def test_an_offline_wandb_run_holds_the_point() -> None:
     assert [tracked.job_type for tracked in runs] == ["sparse", "dense"]
     assert {"tiny-llama", "niah", "topk"} <= set(runs[0].tags)
     assert runs[0].config["density"] == 0.1
+    assert runs[0].config["phases"] == ["question", "decode"]
     assert runs[0].config["dataset"]["length"] == 512
     assert runs[0].config["identity"]["recipe"][0]["masker"] == "topk"
     assert runs[0].exit_code == 0
     summary = runs[0].summary
     assert summary["dense"] == 0.0 and summary["difference"] == 0.0
     assert summary["density_requested"] == 0.1
+    assert summary["sparse_in"] == "question+decode"
     assert summary["density_measured"] == pytest.approx(0.1, abs=0.01)
     (table,) = (sweep / "0").glob("wandb/offline-run-*/files/media/table/predictions_*.table.json")
     content = json.loads(table.read_text(encoding="utf-8"))
@@ -228,6 +282,15 @@ def test_an_answer_of_one_token_has_no_decode_time() -> None:
     assert done.code == 0, done.text
     (line,) = (line.split() for line in done.out.splitlines() if line.split()[:1] == ["topk"])
     assert line[-3:] == ["-", "/", "-"]
+
+
+def test_an_answer_of_one_token_over_a_dense_prompt_ran_nothing_sparse() -> None:
+    done = run("masker=topk", "generation.max_new_tokens=1", "phases=[decode]")
+    assert done.code == 0, done.text
+    for row in sparse_of().predictions.values():
+        assert (row.status, row.attention_calls, row.density_measured) == ("ok", 0, None)
+    (line,) = (line.split() for line in done.out.splitlines() if line.split()[:1] == ["topk"])
+    assert line[6:8] == ["0.100", "-"]
 
 
 def test_equal_lines_of_a_file_are_one_example() -> None:

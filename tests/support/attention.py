@@ -9,10 +9,14 @@ from typing import Any
 import torch
 
 from sah.sparse_attention import (
+    AdaptiveSamplingMaskerConfig,
     CausalMaskerConfig,
+    DoubleSparsityTopKMaskerConfig,
     EfficientAttention,
     EfficientAttentionConfig,
     LocalMaskerConfig,
+    MagicPigConfig,
+    QuestTopKMaskerConfig,
     RandomSamplingMaskerConfig,
     ResearchAttention,
     ResearchAttentionConfig,
@@ -39,6 +43,55 @@ RECIPES: dict[str, Recipe] = {
     "topp-hard": lambda: [TopPMaskerConfig(top_p=0.05)],
     "random-easy": lambda: [RandomSamplingMaskerConfig(sampling_rate=0.5)],
     "random-hard": lambda: [RandomSamplingMaskerConfig(sampling_rate=1)],
+    "random-group": lambda: [RandomSamplingMaskerConfig(density=0.3, selection="group")],
+    "adaptive-easy": lambda: [AdaptiveSamplingMaskerConfig(base_rate=0.1, epsilon=0.5, delta=0.2)],
+    "adaptive-hard": lambda: [AdaptiveSamplingMaskerConfig(base_rate=1)],
+    "adaptive-numerator": lambda: [AdaptiveSamplingMaskerConfig(epsilon=0.9, delta=0.5, guarantee="numerator")],
+    "adaptive-output": lambda: [AdaptiveSamplingMaskerConfig(base_rate=9, epsilon=0.9, guarantee="output")],
+    "adaptive-group": lambda: [AdaptiveSamplingMaskerConfig(epsilon=0.4, delta=0.2, selection="group")],
+    "sink+local+topk+adaptive": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=4),
+        TopKMaskerConfig(heavy_size=0.1),
+        AdaptiveSamplingMaskerConfig(epsilon=0.2),
+    ],
+    "sink+topk+adaptive-group": lambda: [
+        SinkMaskerConfig(),
+        TopKMaskerConfig(heavy_size=5, selection="group"),
+        AdaptiveSamplingMaskerConfig(epsilon=0.3, guarantee="output", selection="group"),
+        LocalMaskerConfig(window_size=4),
+    ],
+    "topk-group": lambda: [TopKMaskerConfig(density=0.3, selection="group")],
+    "topk-group-max": lambda: [TopKMaskerConfig(heavy_size=3, selection="group", group_score="max")],
+    "topp-group": lambda: [TopPMaskerConfig(top_p=0.7, selection="group")],
+    "quest-easy": lambda: [QuestTopKMaskerConfig(density=0.5, page_size=4)],
+    "quest-hard": lambda: [QuestTopKMaskerConfig(heavy_size=7, page_size=16, label_bits=6)],
+    "quest-group": lambda: [QuestTopKMaskerConfig(density=0.3, page_size=4, selection="group")],
+    "quest-group-softmax": lambda: [
+        QuestTopKMaskerConfig(heavy_size=20, page_size=3, selection="group", group_score="softmax_mean")
+    ],
+    "magicpig-easy": lambda: [MagicPigConfig(lsh_l=20, lsh_k=2)],
+    "magicpig-hard": lambda: [MagicPigConfig(lsh_l=40, lsh_k=6)],
+    "magicpig-rare": lambda: [MagicPigConfig(lsh_l=3, lsh_k=18, min_matches=1, center=False)],
+    "sink+local+magicpig": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=8),
+        MagicPigConfig(lsh_l=40, lsh_k=6),
+    ],
+    "topk+magicpig+local": lambda: [
+        TopKMaskerConfig(heavy_size=5),
+        MagicPigConfig(lsh_l=30, lsh_k=5),
+        LocalMaskerConfig(window_size=4),
+    ],
+    "double_sparsity-easy": lambda: [DoubleSparsityTopKMaskerConfig(density=0.5, group_factor=2, label_bits=None)],
+    "double_sparsity-hard": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=3, group_factor=4, label_bits=6)],
+    "double_sparsity-group": lambda: [DoubleSparsityTopKMaskerConfig(density=0.2, group_factor=2, selection="group")],
+    "sink+local+quest": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=9),
+        QuestTopKMaskerConfig(density=0.4, page_size=4),
+    ],
+    "topk+quest": lambda: [TopKMaskerConfig(heavy_size=5), QuestTopKMaskerConfig(heavy_size=9, page_size=4)],
     "sink+local": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=8)],
     "local+sink": lambda: [LocalMaskerConfig(window_size=8), SinkMaskerConfig()],
     "sink+local+topk": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=8), TopKMaskerConfig(density=0.3)],
@@ -70,6 +123,22 @@ DENSE_RECIPES: dict[str, Recipe] = {
     "all:topk-above": lambda: [TopKMaskerConfig(heavy_size=5000)],
     "all:topk-size-1.0": lambda: [TopKMaskerConfig(heavy_size=1.0)],
     "all:topp-1": lambda: [TopPMaskerConfig(top_p=1)],
+    "all:topk-group": lambda: [TopKMaskerConfig(density=1.0, selection="group", group_score="softmax_mean")],
+    "all:random-group": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0, selection="group")],
+    "all:adaptive-base": lambda: [AdaptiveSamplingMaskerConfig(base_rate=1.0, epsilon=0.9)],
+    "all:adaptive-epsilon": lambda: [AdaptiveSamplingMaskerConfig(epsilon=1e-6)],
+    "all:adaptive-group": lambda: [
+        AdaptiveSamplingMaskerConfig(epsilon=1e-6, guarantee="output", selection="group")
+    ],
+    "all:sink+topk+adaptive": lambda: [
+        SinkMaskerConfig(),
+        TopKMaskerConfig(heavy_size=3),
+        AdaptiveSamplingMaskerConfig(epsilon=1e-6),
+    ],
+    "all:topp-group": lambda: [TopPMaskerConfig(top_p=1, selection="group")],
+    "all:quest-density": lambda: [QuestTopKMaskerConfig(density=1.0)],
+    "all:quest-above": lambda: [QuestTopKMaskerConfig(heavy_size=5000, selection="group")],
+    "all:double_sparsity": lambda: [DoubleSparsityTopKMaskerConfig(density=1.0)],
     "all:random-density": lambda: [RandomSamplingMaskerConfig(density=1.0)],
     "all:random-above": lambda: [RandomSamplingMaskerConfig(sampling_rate=5000)],
     "all:random-size-1.0": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0)],
@@ -151,11 +220,24 @@ def causal(q_len: int, kv_len: int) -> torch.Tensor:
 
 
 def research(masker_configs: list[Any], seed: int = 0) -> ResearchAttention:
-    return ResearchAttention(ResearchAttentionConfig(masker_configs=masker_configs, seed=seed))
+    return with_channels(ResearchAttention(ResearchAttentionConfig(masker_configs=masker_configs, seed=seed)))
 
 
 def efficient(masker_configs: list[Any], seed: int = 0) -> EfficientAttention:
-    return EfficientAttention(EfficientAttentionConfig(masker_configs=masker_configs, seed=seed))
+    return with_channels(EfficientAttention(EfficientAttentionConfig(masker_configs=masker_configs, seed=seed)))
+
+
+def with_channels(attention: Any, layers: int = 4, kv_heads: int = 2, head_dim: int = 16) -> Any:
+    """Give maskers that need calibrated channels an order of them, another one for every layer and KV head."""
+    generator = torch.Generator().manual_seed(3)
+    order = {
+        layer: torch.stack([torch.randperm(head_dim, generator=generator) for _ in range(kv_heads)])
+        for layer in range(layers)
+    }
+    for masker in attention.maskers:
+        if getattr(masker, "needs_channels", False):
+            masker.use_channels(order)
+    return attention
 
 
 EXECUTIONS = {"research": research, "efficient": efficient}

@@ -1,80 +1,52 @@
-"""Attention that reads only the keys and values that index lists name. Plain twin: `kernels/masked.py`."""
+"""Reading the rows of keys and values that lists name."""
 
 from __future__ import annotations
 
 import torch
 
-from sah.sparse_attention.kernels.masked import importance_softmax
-from sah.sparse_attention.kernels.scores import cap_logits, group_size
+from sah.sparse_attention.kernels.workspace import Workspace
 
 
-def gather_rows(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Read the rows of keys or values that each query head keeps.
+def gather_rows(
+    states: torch.Tensor, indices: torch.Tensor, run: int = 1, *, workspace: Workspace | None = None, name: str = "rows"
+) -> torch.Tensor:
+    """Read the rows of keys or values that each list names.
 
     Args:
         states: (batch, kv_heads, kv_len, dim).
-        indices: (batch, heads, n), int64, positions along kv_len.
+        indices: (batch, lists, n), int64; lists is a multiple of kv_heads.
+        run: Rows that an index stands for: i means i * run to i * run + run - 1.
+        workspace: Where to take the result's memory from; None makes a new tensor.
+        name: The buffer's name there.
 
     Returns:
-        (batch, heads, n, dim), a copy.
+        (batch, lists, n * run, dim), a copy, valid until the buffer is taken again.
     """
-    batch, heads, count = indices.shape
+    batch, lists, count = indices.shape
     kv_heads, dim = states.shape[1], states.shape[-1]
-    lists = indices.reshape(batch, kv_heads, -1)
     strides = states.stride()
-    if strides[-1] != 1 or any(stride % dim for stride in strides[:-1]):
-        batches = torch.arange(batch, device=states.device)[:, None, None]
-        groups = torch.arange(kv_heads, device=states.device)[:, None]
-        return states[batches, groups, lists].view(batch, heads, count, dim)
+    width = dim * run
+    grouped = indices.reshape(batch, kv_heads, -1)
+    if strides[2] != dim or strides[3] != 1 or strides[0] % width or strides[1] % width:
+        return _gather_anywhere(states, grouped, run).view(batch, lists, count * run, dim)
     # Rows lie whole in memory: one flat row selection is several times faster than a gather of single numbers.
-    step = [stride // dim for stride in strides[:-1]]
-    starts = (
-        torch.arange(batch, device=states.device)[:, None, None] * step[0]
-        + torch.arange(kv_heads, device=states.device)[:, None] * step[1]
-    )
-    last_row = sum((size - 1) * stride for size, stride in zip(states.shape[:-1], step, strict=True))
-    flat = states.as_strided((last_row + 1, dim), (dim, 1))
-    return flat.index_select(0, (lists * step[2] + starts).view(-1)).view(batch, heads, count, dim)
+    first = torch.arange(batch, device=states.device)[:, None, None] * (strides[0] // width) + torch.arange(
+        kv_heads, device=states.device
+    )[:, None] * (strides[1] // width)
+    used = (batch - 1) * strides[0] + (kv_heads - 1) * strides[1] + states.shape[2] // run * width
+    flat = states.as_strided((used // width, width), (width, 1))
+    chosen = (grouped + first).view(-1)
+    if workspace is None:
+        return flat.index_select(0, chosen).view(batch, lists, count * run, dim)
+    out = workspace.take(name, (len(chosen), width), states.dtype, states.device)
+    torch.index_select(flat, 0, chosen, out=out)
+    return out.view(batch, lists, count * run, dim)
 
 
-def gathered_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    inclusion: torch.Tensor,
-    scaling: float,
-    *,
-    sinks: torch.Tensor | None = None,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    """Attention of one query a row over its own list of keys.
-
-    Args:
-        queries: (batch, heads, 1, head_dim).
-        keys: (batch, kv_heads, kv_len, head_dim).
-        values: (batch, kv_heads, kv_len, value_dim).
-        indices: (batch, heads, n), int64; a list shared by all heads comes as (batch, 1, n).
-        inclusion: Broadcastable to indices: inclusion probabilities, 0 for unused places of a list.
-        scaling: Factor of the dot products.
-        sinks: Learned sink logit of each head, (heads,), or None.
-        softcap: The model's cap on its logits, or None.
-
-    Returns:
-        (batch, heads, 1, value_dim) in the queries' dtype.
-    """
-    batch, heads, _, head_dim = queries.shape
-    kv_heads = keys.shape[1]
-    if indices.shape[1] == 1:
-        shared = indices.view(batch, 1, -1).expand(-1, kv_heads, -1)
-        grouped = queries.view(batch, kv_heads, group_size(queries, keys), head_dim).float() * scaling
-        logits = (grouped @ gather_rows(keys, shared).float().transpose(-1, -2)).view(batch, heads, 1, -1)
-    else:
-        logits = (queries.float() * scaling) @ gather_rows(keys, indices).float().transpose(-1, -2)
-    weights = importance_softmax(cap_logits(logits, softcap), inclusion.unsqueeze(2), sinks)
-    if indices.shape[1] == 1:
-        grouped_weights = weights.view(batch, kv_heads, group_size(queries, keys), -1)
-        output = (grouped_weights @ gather_rows(values, shared).float()).view(batch, heads, 1, -1)
-    else:
-        output = weights @ gather_rows(values, indices).float()
-    return output.to(queries.dtype)
+def _gather_anywhere(states: torch.Tensor, indices: torch.Tensor, run: int) -> torch.Tensor:
+    """Plain form for states of any layout; indices (batch, kv_heads, n)."""
+    if run > 1:
+        indices = (indices.unsqueeze(-1) * run + torch.arange(run, device=indices.device)).flatten(-2)
+    batches = torch.arange(states.shape[0], device=states.device)[:, None, None]
+    heads = torch.arange(states.shape[1], device=states.device)[:, None]
+    return states[batches, heads, indices]

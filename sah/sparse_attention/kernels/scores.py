@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+BLOCK_NUMBERS = 1 << 20
+"""Entries of keys that are converted to float32 at once: they stay in the processor's cache."""
+
 
 def group_size(queries: torch.Tensor, keys: torch.Tensor) -> int:
     """Return how many query heads share one KV head.
@@ -40,11 +43,27 @@ def attention_logits(
     """
     batch, heads, q_len, head_dim = queries.shape
     kv_heads, kv_len = keys.shape[1], keys.shape[2]
-    grouped = queries.reshape(batch, kv_heads, group_size(queries, keys) * q_len, head_dim)
-    logits = (grouped.float() * scaling) @ keys.float().transpose(-1, -2)
+    grouped = queries.reshape(batch, kv_heads, group_size(queries, keys) * q_len, head_dim).float() * scaling
+    if keys.dtype == torch.float32:
+        logits = grouped @ keys.mT
+    else:
+        logits = _in_blocks(grouped, keys)
     return cap_logits(logits.view(batch, heads, q_len, kv_len), softcap)
 
 
 def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """Apply a model's soft cap to its logits; None leaves them as they are."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _in_blocks(grouped: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Multiply float32 queries with keys of another type, of which no whole float32 copy is made."""
+    batch, kv_heads, kv_len, head_dim = keys.shape
+    step = max(64, BLOCK_NUMBERS // (batch * kv_heads * head_dim))
+    block = torch.empty(batch, kv_heads, min(step, kv_len), head_dim, device=keys.device)
+    logits = torch.empty(*grouped.shape[:3], kv_len, device=keys.device)
+    for start in range(0, kv_len, step):
+        part = keys[:, :, start : start + step]
+        converted = block[:, :, : part.shape[2]].copy_(part)
+        logits[..., start : start + step] = grouped @ converted.mT
+    return logits

@@ -9,8 +9,11 @@ import torch
 
 from sah.config.lookup import named
 from sah.sparse_attention.budget import keys_to_add
-from sah.sparse_attention.config import MaskedAttentionConfig, MaskerConfig
+from sah.sparse_attention.config import MaskedAttentionConfig
+from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_group
+from sah.sparse_attention.key_lists import KeyLists, to_heads
 from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig
 
 
 class ResearchMasker(ABC):
@@ -127,20 +130,62 @@ class FixedMasker(ResearchMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the pattern as two ranges where nothing is forbidden, else through the plain form."""
-        batch, _, q_len, kv_len = previous_mask.shape
+        q_len, kv_len = previous_mask.shape[2:]
         if q_len > 1 or not bool(attention_mask.all()):
             return super().add_indices(
                 queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask, **kwargs
             )
         first, last = (int(span) for span in self.spans(torch.tensor(kv_len)))
-        positions = torch.arange(kv_len, device=keys.device)
-        kept = torch.cat([positions[:first], positions[max(first, kv_len - last) :]])
-        lists = kept.expand(batch, 1, 1, -1)
-        return previous_mask.merge(Mask.from_indices(previous_mask.shape, lists, torch.ones_like(lists).float()))
+        spans = ((0, first), (max(first, kv_len - last), kv_len))
+        return previous_mask.merge(Mask.from_spans(previous_mask.shape, spans, previous_mask.device))
 
 
 class TopKMasker(ResearchMasker):
+    """Adds keys up to a budget, best first."""
+
+    config: ScoredMaskerConfig
+
+    def budget(self) -> tuple[float | None, int | float | None]:
+        """Return the density of the whole mask and the own size; one of them is None."""
+        return self.config.density, self.config.heavy_size
+
+    @property
+    def by_group(self) -> bool:
+        """Whether the query heads of a KV head share one set of keys."""
+        return self.config.selection == GROUP
+
+    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> bool:
+        """Tell whether lists can be added to a mask: by KV head only where keys are kept and allowed so."""
+        return not self.by_group or (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, kv_heads))
+
+    def wanted(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> tuple[torch.Tensor, bool]:
+        """Apply the budget to a mask that can be extended.
+
+        Args:
+            previous_mask: What is kept already.
+            attention_mask: Boolean, broadcastable to (batch, heads, q_len, kv_len).
+            kv_heads: Number of KV heads.
+
+        Returns:
+            Keys to add, int64, broadcastable to (batch, lists, q_len); and whether the mask is full then, with every
+            key certain.
+        """
+        counts = previous_mask.count(attention_mask)
+        if self.by_group:
+            counts = any_of_group(counts, kv_heads)
+        allowed = attention_mask.sum(-1)
+        add = keys_to_add(*self.budget(), allowed, counts)
+        return add, previous_mask.is_certain and bool((add >= allowed - counts).all())
+
+
+class KeyScoreMasker(TopKMasker):
     """Adds the keys with the largest scores. Equal scores: the plain form takes the earlier key, the fast one any."""
+
+    is_linear = False
+    """Whether scores are linear in the queries: the mean score of a KV head's queries is then their mean's score."""
+
+    gives_logits = False
+    """Whether the scores are the attention logits themselves."""
 
     @abstractmethod
     def scores(
@@ -161,12 +206,20 @@ class TopKMasker(ResearchMasker):
             **kwargs: `layer_idx`, and what the model passes on.
 
         Returns:
-            (batch, heads, q_len, kv_len), float32; larger is kept first. Forbidden keys may have any score.
+            A new tensor (batch, heads, q_len, kv_len), float32; larger is kept first. Forbidden keys may have any
+            score.
         """
 
-    @abstractmethod
-    def budget(self) -> tuple[float | None, int | float | None]:
-        """Return the density of the whole mask or the own size; one of them is None."""
+    def fast_scores(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        scaling: float,
+        sparse_meta_data: dict[Any, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Score as `scores` does, with whatever state makes it faster. Same arguments and result; plain by default."""
+        return self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
 
     def add_mask(
         self,
@@ -183,11 +236,14 @@ class TopKMasker(ResearchMasker):
         """Add the best of the residual; see `ResearchMasker.add_mask`."""
         if previous_mask.is_full:
             return previous_mask
-        add = keys_to_add(*self.budget(), attention_mask.sum(-1), previous_mask.count(attention_mask))
-        residual = attention_mask & (previous_mask.to_dense() == 0)
         scores = self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
-        chosen = best_of_residual(scores, residual, add)
-        return previous_mask.merge(Mask.from_dense(previous_mask.shape, chosen))
+        kept, allowed = previous_mask.to_dense() > 0, attention_mask
+        if self.by_group:
+            scores = combine_heads(scores, keys.shape[1], self.config.group_score, attention_mask)
+            kept, allowed = any_of_group(kept, keys.shape[1]), any_of_group(allowed, keys.shape[1])
+        add = keys_to_add(*self.budget(), allowed.sum(-1), (kept & allowed).sum(-1))
+        chosen = best_of_residual(scores, allowed & ~kept, add)
+        return previous_mask.merge(Mask.from_dense(previous_mask.shape, to_heads(chosen, queries.shape[1])))
 
     def add_indices(
         self,
@@ -201,13 +257,24 @@ class TopKMasker(ResearchMasker):
         previous_mask: Mask,
         **kwargs: Any,
     ) -> Mask:
-        """Add the best of the residual as index lists; plain twin: `add_mask`."""
-        if previous_mask.is_full:
-            return previous_mask
-        add = keys_to_add(*self.budget(), attention_mask.sum(-1), previous_mask.count(attention_mask))
-        scores = self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
-        scores = residual_scores(scores, attention_mask, previous_mask)
-        return extend_by_best(previous_mask, scores, add)
+        """Add the best of the residual as lists; plain twin: `add_mask`."""
+        arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
+        kv_heads = keys.shape[1]
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, kv_heads):
+            return self.add_mask(*arguments, **kwargs)
+        add, fills = self.wanted(previous_mask, attention_mask, kv_heads)
+        if fills:
+            return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
+        if self.by_group and self.config.group_score == "mean" and self.is_linear:
+            batch, heads, q_len, head_dim = queries.shape
+            means = queries.float().view(batch, kv_heads, heads // kv_heads, q_len, head_dim).mean(2)
+            scores = self.fast_scores(means, keys, scaling, sparse_meta_data, **kwargs)
+        else:
+            scores = self.fast_scores(queries, keys, scaling, sparse_meta_data, **kwargs)
+            if self.by_group:
+                scores = combine_heads(scores, kv_heads, self.config.group_score, attention_mask)
+        hide_kept(scores, attention_mask, previous_mask)
+        return extend_by_best(previous_mask, scores, add, are_logits=self.gives_logits and not self.by_group)
 
 
 class SamplingMasker(ResearchMasker):
@@ -226,61 +293,60 @@ def best_of_residual(scores: torch.Tensor, residual: torch.Tensor, add: torch.Te
         Boolean (batch, heads, q_len, kv_len).
     """
     scores = torch.where(residual, scores, float("-inf"))
-    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return residual & (rank < add.unsqueeze(-1))
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    first = torch.arange(scores.shape[-1], device=scores.device) < add.unsqueeze(-1)
+    return residual & torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, first.expand(scores.shape))
 
 
-def residual_scores(scores: torch.Tensor, allowed: torch.Tensor, previous: Mask) -> torch.Tensor:
-    """Set the scores of forbidden and of already kept keys to minus infinity; the scores given stay as they are.
+def hide_kept(scores: torch.Tensor, allowed: torch.Tensor, previous: Mask) -> None:
+    """Set the scores of forbidden and of already kept keys to minus infinity, in place.
 
     Args:
-        scores: (batch, heads, q_len, kv_len).
+        scores: (batch, lists, q_len, kv_len), lists being heads or kv_heads; written to.
         allowed: Boolean, broadcastable to scores.
         previous: What is kept already.
-
-    Returns:
-        Same shape as scores.
     """
     if not bool(allowed.all()):
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    if previous.is_empty:
-        return scores
+        scores.masked_fill_(~allowed, float("-inf"))
     if not previous.has_indices:
-        return scores.masked_fill(previous.to_dense() > 0, float("-inf"))
-    indices, probabilities = previous.to_indices()
-    indices = indices.expand(*scores.shape[:3], -1)
-    # Unused places of a list must not hide the key they happen to name.
-    hide = torch.where(probabilities > 0, float("-inf"), float("inf")).to(scores.dtype).expand_as(indices)
-    return scores.scatter_reduce(-1, indices, hide, reduce="amin")
+        scores.masked_fill_(previous.to_dense() > 0, float("-inf"))
+        return
+    for start, stop in previous.spans:
+        scores[..., start:stop] = float("-inf")
+    for part in previous.lists:
+        indices, probabilities = part.of_single_keys(scores.shape[1])
+        indices = indices.expand(*scores.shape[:3], -1)
+        # Unused places of a list must not hide the key they happen to name.
+        hide = torch.where(probabilities > 0, float("-inf"), float("inf")).to(scores.dtype).expand_as(indices)
+        scores.scatter_reduce_(-1, indices, hide, reduce="amin")
 
 
-def extend_by_best(
-    previous: Mask, scores: torch.Tensor, add: torch.Tensor, probability: torch.Tensor | None = None
-) -> Mask:
+def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, are_logits: bool = False) -> Mask:
     """Extend a mask by the keys with the largest residual scores.
 
     Args:
         previous: What is kept already.
-        scores: (batch, heads, q_len, kv_len), minus infinity for keys that may not be chosen.
-        add: Keys to choose, int64, broadcastable to (batch, heads, q_len); never more than may be chosen.
-        probability: Inclusion probability of the chosen keys, broadcastable to (batch, heads, q_len); None means 1.
+        scores: (batch, lists, q_len, kv_len), minus infinity for keys that may not be chosen.
+        add: Keys to choose, int64, broadcastable to (batch, lists, q_len); never more than may be chosen.
+        are_logits: Whether the scores are the attention logits, which attention then need not compute again.
 
     Returns:
-        The extended mask; as index lists unless the previous one was dense.
+        The extended mask; as lists unless the previous one was dense.
     """
     longest = int(add.max())
     if longest == 0:
         return previous
     # Unsorted selection is faster; where a row adds fewer than the longest one, its weakest keys are dropped again.
     values, indices = scores.topk(longest, dim=-1, sorted=False)
-    used = torch.ones_like(indices, dtype=torch.bool)
     surplus = longest - add.expand(indices.shape[:-1])
     most = int(surplus.max())
+    probabilities: torch.Tensor | None = None
     if most:
         weakest = values.topk(most, dim=-1, largest=False).indices
-        used.scatter_(-1, weakest, torch.arange(most, device=scores.device) >= surplus.unsqueeze(-1))
-    inclusion = used.float() if probability is None else used * probability.unsqueeze(-1)
-    return previous.extend(indices, inclusion.expand_as(indices))
+        used = torch.arange(most, device=scores.device) >= surplus.unsqueeze(-1)
+        probabilities = torch.ones(indices.shape, device=scores.device).scatter_(-1, weakest, used.float())
+        values = values.masked_fill(probabilities == 0, 0.0)
+    return previous.extend(KeyLists(indices, probabilities, values if are_logits else None))
 
 
 def build_maskers(config: MaskedAttentionConfig) -> list[ResearchMasker]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sah.sparse_attention.config import MaskerConfig
+from sah.sparse_attention.masker_config import MaskerConfig
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Uniform random sampling: the baseline that every sampler has to beat.
 
 Keys are drawn without replacement from those not yet kept, so that each has the inclusion probability n / N exactly,
-and attention weighs a drawn key by N / n.
+and attention weighs a drawn key by N / n. `selection: group` draws once for all query heads of a KV head.
 State: none; a draw depends on the seed, the layer, the query's own position and the lane, and on nothing else.
 Bytes read per decoded token: the keys and values drawn.
 """
@@ -14,18 +14,15 @@ import torch
 
 from sah.sparse_attention.budget import keys_to_add
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.maskers.base import (
-    SamplingMasker,
-    best_of_residual,
-    extend_by_best,
-    residual_scores,
-)
+from sah.sparse_attention.masker_config import GROUP
+from sah.sparse_attention.maskers.base import SamplingMasker
 from sah.sparse_attention.maskers.random_config import RandomSamplingMaskerConfig
-from sah.sparse_attention.randomness import uniform_noise
+from sah.sparse_attention.pool import Pool, add_drawn, fits_lists, pool_of_lists, pool_of_mask, share_drawn
+from sah.sparse_attention.randomness import row_generators
 
 
 class RandomSamplingMasker(SamplingMasker):
-    """Draws the n residual keys with the smallest of independent uniform numbers."""
+    """Draws a number of residual keys that the config fixes."""
 
     config: RandomSamplingMaskerConfig
 
@@ -44,11 +41,11 @@ class RandomSamplingMasker(SamplingMasker):
         """Draw from the residual; see `ResearchMasker.add_mask`."""
         if previous_mask.is_full:
             return previous_mask
-        draws, probability = self._draws(attention_mask, previous_mask)
-        residual = attention_mask & (previous_mask.to_dense() == 0)
-        noise = uniform_noise(self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, queries.shape)
-        chosen = best_of_residual(-noise, residual, draws)
-        return previous_mask.merge(Mask.from_dense(previous_mask.shape, chosen * probability.unsqueeze(-1)))
+        generators = row_generators(
+            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        )
+        pool = pool_of_mask(previous_mask, attention_mask, self._lists(queries, keys), generators)
+        return self._draw(pool, self._draws(pool), previous_mask)
 
     def add_indices(
         self,
@@ -63,16 +60,26 @@ class RandomSamplingMasker(SamplingMasker):
         **kwargs: Any,
     ) -> Mask:
         """Draw from the residual as index lists; plain twin: `add_mask`."""
-        if previous_mask.is_full:
-            return previous_mask
-        draws, probability = self._draws(attention_mask, previous_mask)
-        noise = uniform_noise(self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, queries.shape)
-        scores = residual_scores(-noise, attention_mask, previous_mask)
-        return extend_by_best(previous_mask, scores, draws, probability)
+        lists = self._lists(queries, keys)
+        if previous_mask.is_full or not fits_lists(previous_mask, attention_mask, lists):
+            arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
+            return self.add_mask(*arguments, **kwargs)
+        generators = row_generators(
+            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        )
+        pool = pool_of_lists(previous_mask, lists, generators)
+        draws = self._draws(pool)
+        if previous_mask.is_certain and torch.equal(draws, pool.size):
+            return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
+        return self._draw(pool, draws, previous_mask)
 
-    def _draws(self, attention_mask: torch.Tensor, previous_mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        allowed, kept = attention_mask.sum(-1), previous_mask.count(attention_mask)
-        draws = keys_to_add(self.config.density, self.config.sampling_rate, allowed, kept)
-        # Computed in double and rounded once, so that drawing all of the residual gives exactly 1.
-        probability = (draws.double() / (allowed - kept).clamp(min=1)).float()
-        return draws, probability
+    def _lists(self, queries: torch.Tensor, keys: torch.Tensor) -> int:
+        return keys.shape[1] if self.config.selection == GROUP else queries.shape[1]
+
+    def _draws(self, pool: Pool) -> torch.Tensor:
+        return keys_to_add(self.config.density, self.config.sampling_rate, pool.allowed, pool.allowed - pool.size)
+
+    @staticmethod
+    def _draw(pool: Pool, draws: torch.Tensor, previous: Mask) -> Mask:
+        indices, used, _ = pool.draw(draws)
+        return add_drawn(previous, indices, used, share_drawn(draws, pool.size))

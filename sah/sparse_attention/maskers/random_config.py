@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sah.sparse_attention.config import BudgetedMaskerConfig
+from sah.sparse_attention.masker_config import BudgetedMaskerConfig, SelectiveMaskerConfig
 
 
 @dataclass
-class RandomSamplingMaskerConfig(BudgetedMaskerConfig):
+class RandomSamplingMaskerConfig(SelectiveMaskerConfig, BudgetedMaskerConfig):
     """Draws keys uniformly, without replacement, from those not yet kept, and weighs them by 1/p."""
 
     name: ClassVar[str] = "random"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sah.config.values import check_size
-from sah.sparse_attention.config import BudgetedMaskerConfig
+from sah.sparse_attention.masker_config import BudgetedMaskerConfig
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Oracle top-k: the keys with the largest true scores.
 
 No method can estimate the scores better than knowing them, so this bounds every method that picks a fixed number of
-keys by score. It reads all keys to do so: an oracle, not a way to save time.
-State: none. Bytes read per decoded token: all keys once, and the keys and values kept.
+keys by score. It reads all keys to do so: an oracle, not a way to save time. `selection: group` combines the logits of
+a KV head's query heads by `group_score`.
+State: none. Bytes read per decoded token: all keys once, and the values kept (by group: also the keys kept).
 """
 
 from __future__ import annotations
@@ -12,18 +13,14 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.kernels.scores import attention_logits
-from sah.sparse_attention.maskers.base import TopKMasker
-from sah.sparse_attention.maskers.topk_config import TopKMaskerConfig
+from sah.sparse_attention.maskers.base import KeyScoreMasker
 
 
-class OracleTopK(TopKMasker):
+class OracleTopK(KeyScoreMasker):
     """Adds the residual keys with the largest scaled dot products."""
 
-    config: TopKMaskerConfig
-
-    def budget(self) -> tuple[float | None, int | float | None]:
-        """Return the density or the heavy size; see `TopKMasker.budget`."""
-        return self.config.density, self.config.heavy_size
+    is_linear = True
+    gives_logits = True
 
     def scores(
         self,
@@ -33,5 +30,5 @@ class OracleTopK(TopKMasker):
         sparse_meta_data: dict[Any, Any],
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Return the true logits; see `TopKMasker.scores`. A soft cap keeps their order and is left out."""
+        """Return the true logits; see `KeyScoreMasker.scores`. A soft cap keeps their order and is left out."""
         return attention_logits(queries, keys, scaling)

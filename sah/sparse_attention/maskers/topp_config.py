@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sah.config.values import check_share
-from sah.sparse_attention.config import MaskerConfig
+from sah.sparse_attention.masker_config import SelectiveMaskerConfig
 
 
 @dataclass
-class TopPMaskerConfig(MaskerConfig):
+class TopPMaskerConfig(SelectiveMaskerConfig):
     """Keeps the fewest keys whose true softmax mass, with that of the keys kept before, reaches `top_p`."""
 
     name: ClassVar[str] = "topp"

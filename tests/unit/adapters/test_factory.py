@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sah import fetching
-from sah.adapters import factory, hub
+from sah.adapters import checkpoint, factory, hub
 from sah.config.model import ModelConfig
 from sah.errors import ConfigError, ModelError
 
@@ -193,7 +193,7 @@ def test_local_folder_without_config(tmp_path: Path) -> None:
 
 
 def test_local_folder_is_identified_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "_HASHED_WHOLE", 1000)
+    monkeypatch.setattr(checkpoint, "_HASHED_WHOLE", 1000)
     weights = bytes(range(256)) * (300 << 10 >> 8) * 64
     folders = []
     for name in ("one", "two", "three"):

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +26,14 @@ def test_the_default_point(build):
     assert experiment.dataset.name == "niah"
     assert experiment.density == 0.1
     assert experiment.execution == "auto"
+    assert experiment.phases == ("question", "decode")
+    assert experiment.dense_layers == []
     assert experiment.generation.max_new_tokens is None
     assert experiment.seed == 0
     assert experiment.output_dir == Path("outputs").resolve()
     assert experiment.context_cache_bytes == 4 * 2**30
     assert experiment.threads == 1
+    assert experiment.timing is False
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -96,6 +100,48 @@ def test_a_second_instance_of_a_masker(build):
 
 def test_a_masker_is_taken_out_by_its_key(build):
     assert build("masker=[sink,topk]", "~masker.sink").label == "topk"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("dense_layers=[0,1]", [0, 1]),
+        ('dense_layers="0-1"', "0-1"),
+        ("dense_layers=0-1", "0-1"),
+        ('dense_layers="0,28-"', "0,28-"),
+        ("dense_layers=3", 3),
+        ("dense_layers=[]", []),
+    ],
+)
+def test_dense_layers_may_be_written_in_several_ways(build, given, expected):
+    assert build(given).dense_layers == expected
+    ((_, masker),) = build(given.replace("dense_layers", "masker.topk.layers")).maskers
+    assert masker.layers == expected
+
+
+def test_phases(build):
+    assert build("phases=[decode]").phases == ("decode",)
+    assert build("phases=[question,decode]").phases == ("question", "decode")
+
+
+def test_maskers_of_different_layers_both_read_the_top_level_density(build):
+    experiment = build(
+        "masker=[topk,random,sink]", 'masker.topk.layers="0-1"', 'masker.random.layers="2-"', "density=0.3"
+    )
+    assert [getattr(masker, "density", None) for _, masker in experiment.maskers] == [0.3, 0.3, None]
+
+
+@pytest.mark.parametrize(
+    ("argument", "points"),
+    [
+        ("phases=[question,decode],[decode]", ["[question,decode]", "[decode]"]),
+        ('dense_layers=[],[0,1],"0-1",28-', ["[]", "[0,1]", '"0-1"', "28-"]),
+        ('masker.topk.layers="0,2-",[1,2]', ['"0,2-"', "[1,2]"]),
+    ],
+)
+def test_a_sweep_over_places_needs_no_quotes_but_the_shell_s(argument, points):
+    override = OverridesParser.create().parse_override(argument)
+    assert list(override.sweep_string_iterator()) == points
 
 
 def test_model_kwargs_take_new_keys(build):

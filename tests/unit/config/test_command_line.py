@@ -63,12 +63,19 @@ def test_composing_is_quick_and_leaves_nothing(tmp_path):
         ("masker=[sink,topq]", ["masker='topq' is not allowed", "streaming_llm", "'masker=[sink,topp]'"]),
         ("+experiment=smok", ["+experiment='smok' is not allowed", "density_curve", "+experiment=smoke"]),
         ("experiment=smoke", ["use +experiment=smoke"]),
-        ("masker.topk.foo=1", ["masker.topk.foo is not a key of masker.topk. Allowed: density, heavy_size"]),
+        (
+            "masker.topk.foo=1",
+            [
+                "masker.topk.foo is not a key of masker.topk. "
+                "Allowed: density, group_score, heavy_size, layers, selection"
+            ],
+        ),
         ("output_dir=${nope}", ["Interpolation key 'nope' not found"]),
         ("--config-dir=nowhere", ["nowhere' not found"]),
         ("masker=[topk,topk]", ["topk stands more than once"]),
         ("dataset=null", ["dataset=None is not allowed"]),
         ("density=0", ["density=0 is not allowed. Allowed: a number above 0 and at most 1"]),
+        ("phases=decode", ["phases='decode' is not allowed. Allowed: [question,decode]", "'phases=[decode]'"]),
     ],
 )
 def test_a_mistake_ends_in_one_message_and_exit_code_1(tmp_path, argument, expected):

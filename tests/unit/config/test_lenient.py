@@ -13,7 +13,13 @@ from sah.sparse_attention.maskers.topk_config import TopKMaskerConfig
 
 def test_a_node_has_the_fields_and_defaults_and_knows_its_class():
     node = schema_node(TopKMaskerConfig)
-    assert OmegaConf.to_container(node) == {"density": None, "heavy_size": None}
+    assert OmegaConf.to_container(node) == {
+        "density": None,
+        "heavy_size": None,
+        "layers": None,
+        "selection": "head",
+        "group_score": "mean",
+    }
     assert strict_class(node) is TopKMaskerConfig
 
 

@@ -40,14 +40,40 @@ def test_densities(build, key, value):
         (["masker=dense", "+masker.dense.size=1"], "masker.dense.size: the dense baseline takes no values"),
         (["masker=[topk,random]"], "topk and random both read the top-level density"),
         (["masker=[streaming_llm,topk]"], "streaming_llm and topk both read the top-level density"),
-        (["+masker.topk.foo=1"], "masker.topk.foo is not a key of masker.topk. Allowed: density, heavy_size"),
+        (
+            ["masker=[topk,random]", "masker.topk.layers=0-2", "masker.random.layers=2-"],
+            "topk and random both read the top-level density",
+        ),
+        (
+            ["masker=[topk,random]", "masker.topk.density=0.1", "masker.random.density=0.1"],
+            "2 density maskers (topk, random) in one layer",
+        ),
+        (["masker.topk.layers=few"], "masker.topk.layers='few' is not allowed. Allowed: layer numbers"),
+        (["masker.topk.layers=-1"], "masker.topk.layers='-1' is not allowed"),
+        (["masker.topk.layers=[1,x]"], "masker.topk.layers=[1, 'x'] is not allowed"),
+        (["masker.topk.selection=pair"], "masker.topk.selection='pair' is not allowed. Allowed: head, group"),
+        (["+masker/schema@masker.b=sink", "masker.b.layers=x"], "masker.b.layers='x' is not allowed"),
+        (["dense_layers=few"], "dense_layers='few' is not allowed. Allowed: layer numbers from 0 and ranges"),
+        (["dense_layers=2-1"], "dense_layers='2-1' is not allowed"),
+        (["dense_layers=null"], "dense_layers=None is not allowed. Allowed: layer numbers and ranges, [] for none"),
+        (["dense_layers=0.5"], "dense_layers=0.5 is not allowed"),
+        (["phases=decode"], "phases='decode' is not allowed. Allowed: [question,decode]"),
+        (["attention_error=2"], "attention_error=2 is not allowed. Allowed: a number from 0 to 1"),
+        (["attention_error=-0.1"], "attention_error=-0.1 is not allowed"),
+        (["attention_error=some"], "attention_error='some' is not allowed"),
+        (["attention_error=null"], "attention_error=None is not allowed"),
+        (["phases=[]"], "phases=[] is not allowed"),
+        (["phases=[question]"], "phases=['question'] is not allowed"),
+        (["phases=null"], "phases=None is not allowed"),
+        (["phases=[prefill,question,decode]"], "phases=['prefill', 'question', 'decode'] is not allowed"),
+        (["+masker.topk.foo=1"], "masker.topk.foo is not a key of masker.topk. Allowed: density, group_score, "),
         (
             ["masker=sink", "+masker.topk.density=0.1"],
             "masker.topk.density is set, but the recipe has no masker",
         ),
         (
             ["+masker.mine.size=1"],
-            "masker.mine.size is set, but there is no masker 'mine'. Allowed: causal, ",
+            "masker.mine.size is set, but there is no masker 'mine'. Allowed: adaptive, causal, ",
         ),
         (["+masker.mine=3"], "masker.mine=3 holds no masker"),
         (["+masker.mine={_target_: no.such.Class}"], "masker.mine._target_=no.such.Class cannot be imported"),
@@ -71,7 +97,7 @@ def test_densities(build, key, value):
         (["+model.foo=1"], "model.foo is not a key of model. Allowed: "),
         (["wandb.mode=sometimes"], "wandb.mode='sometimes' is not allowed"),
         (["+wandb.foo=1"], "wandb.foo is not a key of wandb. Allowed: "),
-        (["+foo=1"], "foo is not a key of the config. Allowed: context_cache_gib, dataset, "),
+        (["+foo=1"], "foo is not a key of the config. Allowed: attention_error, context_cache_gib, "),
         (["output_dir=${no_such_key}"], "no_such_key"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -93,10 +119,12 @@ def test_all_mistakes_are_reported_together(build):
             "masker.topk.heavy_size=-3",
             "dataset.length=-1",
             "dataset.num_examples=x",
+            "phases=[answer]",
+            "dense_layers=[-1]",
             "+foo=1",
         )
     message = str(caught.value)
-    assert message.startswith("The config has 9 mistakes:")
+    assert message.startswith("The config has 11 mistakes:")
     for key in (
         "density=2",
         "seed=-1",
@@ -106,6 +134,8 @@ def test_all_mistakes_are_reported_together(build):
         "masker.topk.heavy_size=-3",
         "dataset.length=-1",
         "dataset.num_examples='x'",
+        "phases=['answer']",
+        "dense_layers=[-1]",
         "foo is not a key",
     ):
         assert key in message
@@ -145,7 +175,7 @@ def test_other_arguments_are_left_to_hydra():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["mskr=topk"], "mskr is not a key of the config. Allowed: context_cache_gib, dataset, "),
+        (["mskr=topk"], "mskr is not a key of the config. Allowed: attention_error, context_cache_gib, "),
         (["mskr=topk"], "Write for example: masker=..."),
         (["nosuch=1"], "Remove nosuch"),
         (["dataset.lenght=3"], "Write for example: dataset.length=..."),
@@ -154,11 +184,11 @@ def test_other_arguments_are_left_to_hydra():
         (["density.x=3"], "density.x is not a key of density"),
         (["masker=dense", "masker.dense.x=1"], "masker.dense.x: the dense baseline takes no values"),
         (["masker.sink.sink_size=3"], "masker.sink.sink_size is set, but the recipe has no masker 'sink'"),
-        (["masker.mine.size=3"], "masker.mine.size is set, but there is no masker 'mine'. Allowed: causal, "),
+        (["masker.mine.size=3"], "masker.mine.size is set, but there is no masker 'mine'. Allowed: adaptive, causal, "),
         (["tracker=none", "wandb.mode=offline"], "wandb.mode is set, but the tracker is 'none'. Write tracker=wandb"),
         (["model.model_kwargs.dtype=bfloat16"], "Write +model.model_kwargs.dtype=..."),
         (["hydra.nosuch=1"], "hydra.nosuch is not a key of hydra"),
-        (["masker=tpk"], "masker='tpk' is not allowed. Allowed: causal, dense, "),
+        (["masker=tpk"], "masker='tpk' is not allowed. Allowed: adaptive, causal, dense, "),
         (["masker=tpk"], "Write for example: masker=topk"),
         (["masker=[sink,tpk]"], "Write for example: 'masker=[sink,topk]'"),
         (["+experiment=smok"], "+experiment='smok' is not allowed. Allowed: density_curve, "),

@@ -9,10 +9,11 @@ import pytest
 
 from sah.report.figures import density_curve
 from sah.report.summary import PointSummary, summarise_point
-from sah.report.table import COLUMNS, cells, markdown_table, speed_note
+from sah.report.table import COLUMNS, OUTPUT_ERROR, cells, markdown_table, speed_note
 
 POINT = PointSummary(
     label="topk",
+    sparse_in="question+decode",
     metric="string_match_all",
     questions=8,
     failed=0,
@@ -33,14 +34,17 @@ def test_every_demanded_figure_has_a_cell() -> None:
     assert shown["dense"] == "1.000" and shown["sparse"] == "0.750" and shown["difference"] == "-0.250"
     assert shown["density requested"] == "0.100" and shown["density measured"] == "0.1000"
     assert shown["prefill s"] == "4.20"
+    assert shown["sparse in"] == "question+decode"
     assert shown["question ms dense / sparse"] == "200 / 400"
     assert shown["decode ms a token dense / sparse"] == "60.0 / 75.0"
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
-    dense = dataclasses.replace(POINT, sparse=None, difference=None, density_requested=None, decode_ms=(60.0, None))
+    dense = dataclasses.replace(
+        POINT, sparse_in=None, sparse=None, difference=None, density_requested=None, decode_ms=(60.0, None)
+    )
     shown = dict(zip(COLUMNS, cells(dense), strict=True))
-    assert shown["sparse"] == shown["difference"] == shown["density requested"] == "-"
+    assert shown["sparse in"] == shown["sparse"] == shown["difference"] == shown["density requested"] == "-"
     assert shown["decode ms a token dense / sparse"] == "60.0 / -"
 
 
@@ -58,7 +62,8 @@ def test_a_speed_up_is_claimed_within_a_run_only() -> None:
 
 
 def test_failed_questions_show() -> None:
-    assert cells(dataclasses.replace(POINT, failed=2))[1] == "8 (2 failed)"
+    shown = dict(zip(COLUMNS, cells(dataclasses.replace(POINT, failed=2)), strict=True))
+    assert shown["questions"] == "8 (2 failed)"
 
 
 def test_markdown_has_a_line_a_point() -> None:
@@ -67,15 +72,51 @@ def test_markdown_has_a_line_a_point() -> None:
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
 
 
+def test_the_output_error_has_a_column_only_where_it_was_measured() -> None:
+    assert OUTPUT_ERROR not in markdown_table([POINT])
+    lines = markdown_table([dataclasses.replace(POINT, output_error=0.12345), POINT]).splitlines()
+    cells_of = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    place = cells_of[0].index(OUTPUT_ERROR)
+    assert place == COLUMNS.index("density measured") + 1
+    assert [line[place] for line in cells_of] == [OUTPUT_ERROR, "---:", "0.1235", "-"]
+
+
+ARM = {
+    "status": {"ok": 2, "model_failed": 1},
+    "scores": {"exact_match": {"mean": 0.5, "count": 2}},
+    "measures": {"question_seconds": 0.2, "density_measured": None},
+    "prefill": {"seconds": None, "cpu_seconds": None, "count": 0, "reused": 2},
+    "decode_ms_per_token": 60.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("phases", "dense_layers", "expected"),
+    [
+        (["question", "decode"], "", "question+decode"),
+        (["decode"], "", "decode"),
+        (["decode"], "0-1,16", "decode (0-1,16 dense)"),
+    ],
+)
+def test_where_a_point_is_sparse(phases: list[str], dense_layers: str, expected: str) -> None:
+    metrics = {"metrics": ["exact_match"], "label": "topk", "dense": ARM, "sparse": ARM}
+    assert summarise_point({**metrics, "phases": phases, "dense_layers": dense_layers}).sparse_in == expected
+
+
+def test_times_that_hold_the_comparison_with_dense_attention_are_not_shown() -> None:
+    place = {"phases": ["decode"], "dense_layers": ""}
+    metrics = {"metrics": ["exact_match"], "label": "topk", "dense": ARM, **place}
+    observed = {**ARM, "measures": {**ARM["measures"], "output_error": 0.1}}
+    summary = summarise_point({**metrics, "sparse": observed, "comparison": {"timed_together": True}})
+    assert summary.output_error == 0.1
+    assert (summary.question_ms, summary.decode_ms) == ((200.0, None), (60.0, None))
+    assert summary.decode_speed_up is None
+    assert summarise_point({**metrics, "sparse": ARM}).output_error is None
+
+
 def test_summary_of_a_dense_point() -> None:
-    arm = {
-        "status": {"ok": 2, "model_failed": 1},
-        "scores": {"exact_match": {"mean": 0.5, "count": 2}},
-        "measures": {"question_seconds": 0.2, "density_measured": None},
-        "prefill": {"seconds": None, "cpu_seconds": None, "count": 0, "reused": 2},
-        "decode_ms_per_token": 60.0,
-    }
-    summary = summarise_point({"metrics": ["exact_match"], "label": "dense", "dense": arm})
+    summary = summarise_point({"metrics": ["exact_match"], "label": "dense", "dense": ARM})
+    assert summary.sparse_in is None
     assert (summary.dense, summary.sparse, summary.questions, summary.failed) == (0.5, None, 2, 1)
     assert summary.prefill_seconds is None and summary.question_ms == (200.0, None)
     assert summary.decode_speed_up is None

@@ -12,6 +12,7 @@ import pytest
 from sah import sparse_attention as public
 from sah.errors import ConfigError
 from sah.sparse_attention import (
+    AutoAttentionConfig,
     CausalMaskerConfig,
     EfficientAttentionConfig,
     LocalMaskerConfig,
@@ -148,7 +149,7 @@ RECIPE_ERRORS: dict[str, tuple[Any, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("attention", [ResearchAttentionConfig, EfficientAttentionConfig])
+@pytest.mark.parametrize("attention", [ResearchAttentionConfig, EfficientAttentionConfig, AutoAttentionConfig])
 @pytest.mark.parametrize("case", RECIPE_ERRORS)
 def test_recipes_are_checked_when_built_and_when_assigned(attention: Any, case: str) -> None:
     make, parts = RECIPE_ERRORS[case]
@@ -169,10 +170,44 @@ def test_a_recipe_spoilt_after_it_was_built_is_found_when_the_attention_is() -> 
         SparseAttention.create_from_config(config)
 
 
+PLACES: list[tuple[str, Any]] = [
+    ("phases", "decode"),
+    ("phases", []),
+    ("phases", ["question"]),
+    ("phases", ["decode", "question"]),
+    ("phases", ["prefill", "question", "decode"]),
+    ("phases", None),
+    ("phases", 3),
+    ("dense_layers", None),
+    ("dense_layers", -1),
+    ("dense_layers", "all"),
+    ("dense_layers", [0, "1"]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), PLACES, ids=repr)
+def test_a_wrong_place_is_refused_when_built_and_when_assigned(field: str, value: Any) -> None:
+    good = ResearchAttentionConfig([SinkMaskerConfig()], dense_layers="0-1", phases=["decode"])
+    with pytest.raises(ConfigError) as caught:
+        ResearchAttentionConfig([SinkMaskerConfig()], **{field: value})
+    says(caught.value, field, value)
+    with pytest.raises(ConfigError):
+        setattr(good, field, value)
+    assert (good.phases, good.dense_layers) == (["decode"], "0-1")
+
+
+def test_where_a_recipe_applies_by_default() -> None:
+    config = ResearchAttentionConfig([SinkMaskerConfig()])
+    assert (config.phases, config.dense_layers) == (["question", "decode"], [])
+    assert config.recipe_of(7) == [0]
+
+
 def test_create_from_config() -> None:
     config = EfficientAttentionConfig(masker_configs=[SinkMaskerConfig()])
     built = SparseAttention.create_from_config(config)
     assert type(built).__name__ == "EfficientAttention"
+    built = SparseAttention.create_from_config(AutoAttentionConfig(masker_configs=[SinkMaskerConfig()]))
+    assert type(built).__name__ == "AutoAttention"
     built = SparseAttention.create_from_config(ResearchAttentionConfig(masker_configs=[SinkMaskerConfig()]))
     assert type(built) is ResearchAttention
     for wrong in (SparseAttentionConfig(), SinkMaskerConfig(), None):
@@ -195,6 +230,8 @@ def test_every_class_of_the_table_is_public() -> None:
         "TopKMasker",
         "SamplingMasker",
         "Mask",
+        "AutoAttention",
+        "AutoAttentionConfig",
         "EfficientAttention",
         "ResearchAttention",
         "SparseAttentionConfig",

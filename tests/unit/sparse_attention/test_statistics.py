@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sah.sparse_attention import LocalMaskerConfig, SinkMaskerConfig
-from sah.sparse_attention.statistics import DECODE, QUESTION, STATISTICS_KEY, AttentionStatistics
+from sah.sparse_attention.config import DECODE, QUESTION
+from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 from tests.support.attention import EXECUTIONS, F32, Shape, attend, make_inputs
 
 
@@ -24,6 +25,14 @@ def test_density_by_phase_and_overall() -> None:
     assert statistics.density(DECODE) == pytest.approx(0.1)
     assert statistics.density() == pytest.approx((2.75 + 0.1) / 5)
     assert (statistics.calls(), statistics.layers()) == (3, [0, 1])
+
+
+def test_a_dense_layer_counts_in_the_density_and_is_no_sparse_call() -> None:
+    statistics = AttentionStatistics()
+    statistics.record(0, counts(4, 4), counts(4, 4), dense=True)
+    statistics.record(1, counts(1, 2), counts(4, 4))
+    assert statistics.density() == pytest.approx((1 + 1 + 0.25 + 0.5) / 4)
+    assert (statistics.calls(), statistics.layers()) == (1, [1])
 
 
 def test_nothing_recorded_is_none_not_zero() -> None:

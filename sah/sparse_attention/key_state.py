@@ -1,0 +1,149 @@
+"""State that a method derives from keys: built once for a context, grown key by key behind it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CONTEXT_STATE_KEY = "context_state"
+"""Key of `sparse_meta_data` that holds what was derived from the context's keys, read-only."""
+
+
+@dataclass(frozen=True)
+class ContextPart:
+    """What a method derived from a context's keys in one layer."""
+
+    fitted: Any
+    """What `KeyStateMasker.fit` gave."""
+
+    units: torch.Tensor
+    """What `KeyStateMasker.derive` gave for the context's complete units, (batch, kv_heads, units, width)."""
+
+
+class OwnPart:
+    """What a question derived from the keys behind the context, in a buffer that grows.
+
+    Args:
+        fitted: What `KeyStateMasker.fit` gave.
+        first: Number of the first unit held here.
+    """
+
+    def __init__(self, fitted: Any, first: int) -> None:
+        self.fitted = fitted
+        self.first = first
+        self.count = 0
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        """Number of the unit behind the last one."""
+        return self.first + self.count
+
+    def append(self, units: torch.Tensor) -> None:
+        """Write units (batch, kv_heads, n, width) behind the last one."""
+        end = self.count + units.shape[2]
+        if self._buffer is None or end > self._buffer.shape[2]:
+            grown = units.new_empty(*units.shape[:2], end + max(64, end // 8), units.shape[3])
+            if self._buffer is not None:
+                grown[:, :, : self.count] = self._buffer[:, :, : self.count]
+            self._buffer = grown
+        self._buffer[:, :, self.count : end] = units
+        self.count = end
+
+    def units(self) -> list[torch.Tensor]:
+        """Return the units as a view, in a list that is empty where there are none."""
+        return [] if self._buffer is None else [self._buffer[:, :, : self.count]]
+
+    def nbytes(self) -> int:
+        """Return the bytes of the units held, without room to grow."""
+        return sum(view.numel() * view.element_size() for view in self.units())
+
+
+class KeyStateMasker:
+    """Mixin for maskers that summarise keys: page bounds, labels, signatures.
+
+    Keys are taken in units of `unit` keys; a unit is derived once, when its last key is there. Units of the context
+    lie in `context_state`, shared and never written to by a question; later ones in `sparse_meta_data[layer_idx][key]`.
+    """
+
+    key: str
+    unit: int = 1
+
+    @abstractmethod
+    def state_identity(self) -> Hashable:
+        """Name everything in the config that the state depends on; maskers that agree in it share a context's state."""
+
+    @abstractmethod
+    def derive(self, keys: torch.Tensor, fitted: Any, layer_idx: int) -> torch.Tensor:
+        """Summarise complete units.
+
+        Args:
+            keys: (batch, kv_heads, n * unit, head_dim).
+            fitted: What `fit` gave for the context.
+            layer_idx: The layer.
+
+        Returns:
+            (batch, kv_heads, n, width), a new tensor.
+        """
+
+    def fit(self, keys: torch.Tensor, layer_idx: int) -> Any:
+        """Learn what all units of a layer share (a mean, a codebook) from the context's keys; most methods need none.
+
+        Args:
+            keys: (batch, kv_heads, context length, head_dim); the length may be 0.
+            layer_idx: The layer.
+
+        Returns:
+            Anything that `derive` reads.
+        """
+        return None
+
+    def prepare_context(self, context_state: MutableMapping[Any, Any], keys: torch.Tensor, layer_idx: int) -> None:
+        """Derive the state of a context's keys, unless it is there.
+
+        Args:
+            context_state: Of the context cache; written to.
+            keys: The context's keys, (1, kv_heads, length, head_dim).
+            layer_idx: The layer.
+        """
+        name = (self.state_identity(), layer_idx)
+        if name not in context_state:
+            fitted = self.fit(keys, layer_idx)
+            complete = keys.shape[2] // self.unit * self.unit
+            context_state[name] = ContextPart(fitted, self.derive(keys[:, :, :complete], fitted, layer_idx))
+
+    def key_state(
+        self, keys: torch.Tensor, sparse_meta_data: dict[Any, Any], layer_idx: int, q_len: int
+    ) -> tuple[Any, list[torch.Tensor]]:
+        """Bring the state up to the keys at hand.
+
+        Args:
+            keys: All keys, (batch, kv_heads, kv_len, head_dim).
+            sparse_meta_data: State of the question at hand.
+            layer_idx: The layer.
+            q_len: Queries of this call. Where no context was prepared, the keys before the first call's queries are
+                taken for it.
+
+        Returns:
+            What `fit` gave, and the units of all keys as tensors (batch, kv_heads, n, width) in order; together they
+            cover kv_len // unit units.
+        """
+        contexts: Mapping[Any, Any] = sparse_meta_data.get(CONTEXT_STATE_KEY) or {}
+        context: ContextPart | None = contexts.get((self.state_identity(), layer_idx))
+        own_states = sparse_meta_data.setdefault(layer_idx, {})
+        own: OwnPart | None = own_states.get(self.key)
+        complete = keys.shape[2] // self.unit
+        if own is None or own.end > complete:
+            # Fewer keys than before: the sequence was cut back, and what was derived behind the cut is void.
+            if context is not None:
+                own = OwnPart(context.fitted, context.units.shape[2])
+            else:
+                own = OwnPart(self.fit(keys[:, :, : keys.shape[2] - q_len], layer_idx), 0)
+            own_states[self.key] = own
+        if complete > own.end:
+            own.append(self.derive(keys[:, :, own.end * self.unit : complete * self.unit], own.fitted, layer_idx))
+        return own.fitted, [*([] if context is None else [context.units]), *own.units()]

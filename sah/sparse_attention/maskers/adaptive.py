@@ -1,0 +1,268 @@
+"""Adaptive sampling, the second half of vAttention: as many random keys as a promised error needs.
+
+Desai et al., "vAttention: Verified Sparse Attention", arXiv 2510.05688. After the deterministic steps of a recipe
+(sink, local, a top-k) a base sample of the residual estimates what the rest contributes and how much it varies; the
+central limit theorem then gives the number of keys with which the relative error exceeds epsilon with a probability of
+at most delta. The base sample is kept and the rest drawn without replacement, so that p = n / N for every drawn key.
+`guarantee` says what the error is promised for; the authors' code promises the denominator, which is the default here.
+`selection: group` draws one sample a KV head, as large as the neediest of its query heads asks for.
+
+Where it differs from the authors' code: draws are without replacement and never of keys kept already; the quantile is
+two-sided; the variance is that of the residual alone, with the correction for a finite residual, and is taken one
+standard error above its estimate; and the number is computed once more from all keys drawn, since a base sample that
+misses the heavy keys asks for too few. A key that is not read moves no maximum. Sink logits (GPT-OSS) count in the
+denominator.
+
+What the promise rests on, and where it fails: the sum over the drawn keys must be near normal. With a very heavy tail
+in the residual (no top-k before it and logits that spread widely) or a base sample of a few keys, one unread key may
+hold much of the sum and nothing drawn tells of it. tests/unit/sparse_attention/test_adaptive_guarantee.py shows both
+sides. For `numerator` and `output` the bound on a vector's error needs delta up to 0.215 (Szekely and Bakirov 2003),
+and that of the output is linear in the error. The number of keys follows from the draw itself, so that estimates are
+unbiased only given the number.
+
+State: none; a draw depends on the seed, the layer, the query's own position and the lane, and on nothing else.
+Bytes read per decoded token: the keys and values drawn, and the keys kept before where no earlier step knows their
+logits; for `numerator` and `output` the values of both once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sah.sparse_attention.budget import size_in_keys
+from sah.sparse_attention.grouping import any_of_group
+from sah.sparse_attention.kernels.gather import gather_rows
+from sah.sparse_attention.kernels.scores import attention_logits, cap_logits
+from sah.sparse_attention.kernels.workspace import Workspace
+from sah.sparse_attention.key_lists import to_heads
+from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.masker_config import GROUP, MaskerConfig
+from sah.sparse_attention.maskers.adaptive_config import DENOMINATOR, AdaptiveSamplingMaskerConfig
+from sah.sparse_attention.maskers.base import SamplingMasker
+from sah.sparse_attention.pool import Pool, add_drawn, fits_lists, pool_of_lists, pool_of_mask, share_drawn
+from sah.sparse_attention.randomness import row_generators
+from sah.sparse_attention.sample_size import KeysRead, keys_needed
+
+ROUNDS = 2
+"""How often the number of keys is computed: from the base sample, and from all that it asked for."""
+
+FEW_ROWS = 1 << 16
+"""Keys that are read one by one however many there are in all."""
+
+
+class AdaptiveSamplingMasker(SamplingMasker):
+    """Draws residual keys until the estimate is as exact as promised."""
+
+    config: AdaptiveSamplingMaskerConfig
+
+    def __init__(self, config: MaskerConfig, key: str = "", seed: int = 0) -> None:
+        super().__init__(config, key, seed)
+        self._workspace = Workspace()
+
+    def add_mask(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: dict[Any, Any],
+        previous_mask: Mask,
+        **kwargs: Any,
+    ) -> Mask:
+        """Draw from the residual; see `ResearchMasker.add_mask`."""
+        if previous_mask.is_full:
+            return previous_mask
+        generators = row_generators(
+            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        )
+        pool = pool_of_mask(previous_mask, attention_mask, self._lists(queries, keys), generators)
+        logits = attention_logits(queries, keys, scaling, kwargs.get("softcap"))
+        kept = KeysRead(logits, _weights(previous_mask.to_dense() * attention_mask), values)
+
+        def read(indices: torch.Tensor, used: torch.Tensor) -> KeysRead:
+            return replace(kept, weights=Mask.from_indices(previous_mask.shape, indices, used.float()).to_dense())
+
+        sample = self._draw(pool, [kept], read, kwargs.get("s_aux"))
+        return add_drawn(previous_mask, sample.indices, sample.used, share_drawn(sample.number, pool.size))
+
+    def add_indices(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scaling: float,
+        dropout: float,
+        sparse_meta_data: dict[Any, Any],
+        previous_mask: Mask,
+        **kwargs: Any,
+    ) -> Mask:
+        """Draw from the residual as lists; plain twin: `add_mask`.
+
+        Where so much is drawn that reading all keys once is less than reading those of each list, all are read, and
+        the mask is dense.
+        """
+        lists = self._lists(queries, keys)
+        if previous_mask.is_full or not fits_lists(previous_mask, attention_mask, lists):
+            arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
+            return self.add_mask(*arguments, **kwargs)
+        generators = row_generators(
+            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        )
+        pool = pool_of_lists(previous_mask, lists, generators)
+        with_values = self.config.guarantee != DENOMINATOR
+        reader = _ListReader(queries, keys, values, scaling, kwargs.get("softcap"), with_values, self._workspace)
+        sample = self._draw(pool, reader.kept(previous_mask), reader.drawn, kwargs.get("s_aux"))
+        if previous_mask.is_certain and torch.equal(sample.number, pool.size):
+            return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
+        probability = share_drawn(sample.number, pool.size)
+        if reader.reads_all(sample.indices):
+            mask = add_drawn(previous_mask, sample.indices, sample.used, probability)
+            return Mask.from_dense(previous_mask.shape, mask.to_dense())
+        logits = reader.drawn_logits(sample.indices) if lists == queries.shape[1] else None
+        return add_drawn(previous_mask, sample.indices, sample.used, probability, logits)
+
+    def _lists(self, queries: torch.Tensor, keys: torch.Tensor) -> int:
+        return keys.shape[1] if self.config.selection == GROUP else queries.shape[1]
+
+    def _draw(
+        self,
+        pool: Pool,
+        kept: list[KeysRead],
+        read: Callable[[torch.Tensor, torch.Tensor], KeysRead],
+        sinks: torch.Tensor | None,
+    ) -> _Sample:
+        """Draw the base sample, and then what the keys drawn ask for.
+
+        Args:
+            pool: The residual.
+            kept: Keys kept before.
+            read: Gives logits and values of the keys drawn so far, from their positions and which of them count.
+            sinks: Sink logits, (heads,), or None.
+
+        Returns:
+            The sample.
+        """
+        size = pool.size
+        number = torch.minimum(size_in_keys(self.config.base_rate, size).clamp(min=2), size)
+        drawn = torch.zeros_like(size)
+        indices = torch.empty(*size.shape, 0, dtype=torch.long, device=size.device)
+        used = torch.empty(*size.shape, 0, dtype=torch.bool, device=size.device)
+        for rounds_left in range(ROUNDS, -1, -1):
+            more, more_used, pool = pool.draw(number - drawn)
+            indices, used = torch.cat([indices, more], dim=-1), torch.cat([used, more_used], dim=-1)
+            drawn = number
+            if not rounds_left or torch.equal(drawn, size):
+                break
+            sample = read(indices, used)
+            heads = sample.logits.shape[1]
+            needed = keys_needed(kept, sample, to_heads(size, heads), to_heads(drawn, heads), sinks, self.config)
+            number = torch.maximum(drawn, any_of_group(needed, size.shape[1]))
+            if torch.equal(number, drawn):
+                break
+        return _Sample(indices, used, number)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Drawn keys of every list."""
+
+    indices: torch.Tensor
+    """Positions, (batch, lists, q_len, n), int64."""
+
+    used: torch.Tensor
+    """Which of them count, boolean, same shape."""
+
+    number: torch.Tensor
+    """How many count, (batch, lists, q_len), int64."""
+
+
+class _ListReader:
+    """Reads the keys and values that lists name, for one query a row; each drawn key once."""
+
+    def __init__(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        with_values: bool,
+        workspace: Workspace,
+    ) -> None:
+        self.queries = queries
+        self.keys = keys
+        self.values = values
+        self.scaling = scaling
+        self.softcap = softcap
+        self.with_values = with_values
+        self.workspace = workspace
+        self._logits = torch.empty(*queries.shape[:3], 0, device=queries.device)
+
+    def kept(self, mask: Mask) -> list[KeysRead]:
+        """Read what a mask in list form keeps, but for logits that it knows."""
+        parts = []
+        for start, stop in mask.spans:
+            logits = attention_logits(self.queries, self.keys[:, :, start:stop], self.scaling, self.softcap)
+            values = self.values[:, :, start:stop] if self.with_values else None
+            parts.append(KeysRead(logits, torch.ones_like(logits), values))
+        for part in mask.lists:
+            indices, probabilities = part.of_single_keys(part.indices.shape[1])
+            logits = self._read(part.indices, part.run) if part.logits is None else part.logits
+            weights = to_heads(_weights(probabilities), self.queries.shape[1])
+            parts.append(KeysRead(cap_logits(logits, self.softcap), weights, self._values_of(indices)))
+        return parts
+
+    def drawn(self, indices: torch.Tensor, used: torch.Tensor) -> KeysRead:
+        """Read drawn keys; `indices` begins with those of the call before."""
+        if self.reads_all(indices):
+            logits = attention_logits(self.queries, self.keys, self.scaling, self.softcap)
+            batch, heads, q_len, kv_len = logits.shape
+            mask = Mask.from_indices((batch, heads, q_len, kv_len), indices, used.float())
+            return KeysRead(logits, mask.to_dense(), self.values)
+        logits = cap_logits(self.drawn_logits(indices), self.softcap)
+        return KeysRead(logits, to_heads(used.float(), logits.shape[1]), self._values_of(indices))
+
+    def reads_all(self, indices: torch.Tensor) -> bool:
+        """Tell whether reading all keys is less than reading those drawn for each list."""
+        kv_heads, kv_len = self.keys.shape[1:3]
+        return indices.shape[1] * indices.shape[3] > max(kv_heads * kv_len, FEW_ROWS)
+
+    def drawn_logits(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return uncapped logits (batch, heads, 1, n); `indices` begins with those of the call before."""
+        new = indices[..., self._logits.shape[-1] :]
+        if new.shape[-1]:
+            self._logits = torch.cat([self._logits, self._read(new)], dim=-1)
+        return self._logits
+
+    def _read(self, indices: torch.Tensor, run: int = 1) -> torch.Tensor:
+        """Compute uncapped logits KV head by KV head, so that the rows gathered stay in the processor's cache."""
+        rows = self._rows(indices)
+        kv_heads = self.keys.shape[1]
+        lists, group = rows.shape[1] // kv_heads, self.queries.shape[1] // kv_heads
+        pieces = []
+        for head in range(kv_heads):
+            mine = rows[:, head * lists : (head + 1) * lists]
+            gathered = gather_rows(self.keys[:, head : head + 1], mine, run, workspace=self.workspace)
+            queries = self.queries[:, head * group : (head + 1) * group]
+            pieces.append(attention_logits(queries, gathered, self.scaling))
+        return torch.cat(pieces, dim=1)
+
+    def _values_of(self, indices: torch.Tensor) -> torch.Tensor | None:
+        return gather_rows(self.values, self._rows(indices)) if self.with_values else None
+
+    def _rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Bring indices (batch or 1, lists, 1, n) into the form (batch, kv_heads or heads, n)."""
+        rows = indices.squeeze(2).expand(len(self.keys), -1, -1)
+        return rows.expand(-1, self.keys.shape[1], -1) if rows.shape[1] == 1 else rows
+
+
+def _weights(inclusion: torch.Tensor) -> torch.Tensor:
+    """What a kept key counts for: 1 / p, and 0 where p is 0."""
+    return torch.where(inclusion > 0, 1 / inclusion, 0.0)
