@@ -92,6 +92,14 @@ class Stream:
         mass = torch.softmax((grouped @ self.keys.mT).float() * SCALING, -1)
         return float(mass.topk(round(share * self.length), dim=-1).values.sum(-1).mean())
 
+    def exact(self) -> torch.Tensor:
+        """Attend to all keys in float64, (1, 1, heads, head_dim)."""
+        outputs = []
+        queries = self.queries.view(KV_HEADS, -1, HEAD_DIM).double()
+        for query, keys, values in zip(queries, self.keys[0], self.values[0], strict=True):
+            outputs.append(torch.softmax(query @ keys.double().mT * SCALING, -1) @ values.double())
+        return torch.cat(outputs).view(1, 1, HEADS, HEAD_DIM)
+
     def _draw_queries(self) -> None:
         noise = torch.randn(1, HEADS, 1, HEAD_DIM, generator=self._generator)
         asked = torch.randint(TOPICS, (KV_HEADS,), generator=self._generator)

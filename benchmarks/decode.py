@@ -41,7 +41,7 @@ def line(name: str, arm: ArmTimes) -> list[str]:
     return [name, *times, density, f"{1000 * arm.state_seconds:.1f}"]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=8000, help="length of the context")
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
         dense = create_adapter(options.model)
@@ -60,7 +60,7 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     print(
         f"{options.model}, context {timed.context_tokens} tokens, question {timed.question_tokens}, "
-        f"{len(timed.token_ids)} new tokens, {timed.rounds} rounds, density {options.density:g}, one thread"
+        f"{len(timed.token_ids)} new tokens, rounds {timed.rounds}, density {options.density:g}, one thread"
     )
     for name, *cells in [COLUMNS, *(line(DENSE.get(name, name), arm) for name, arm in timed.arms.items())]:
         print(f"{name:22}{''.join(f'{cell:>11}' for cell in cells)}")

@@ -69,7 +69,7 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
     main = sparse if sparse is not None else dense
     prefills = [arm["prefill"] for arm in arms if arm["prefill"]["count"]]
     output_error = None if sparse is None else sparse["measures"].get("output_error")
-    timed = sparse if output_error is None else None
+    untouched = sparse if output_error is None else None
     return PointSummary(
         label=metrics["label"],
         sparse_in=None if sparse is None else _sparse_in(metrics),
@@ -82,9 +82,9 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         density_requested=metrics.get("density_requested"),
         density_measured=main["measures"].get("density_measured"),
         prefill_seconds=prefills[0]["seconds"] if prefills else None,
-        question_ms=(_question_ms(dense), _question_ms(timed)),
+        question_ms=(_question_ms(dense), _question_ms(untouched)),
         timed_together=metrics.get("comparison", {}).get("timed_together", False),
-        decode_ms=(dense["decode_ms_per_token"], None if timed is None else timed["decode_ms_per_token"]),
+        decode_ms=(dense["decode_ms_per_token"], None if untouched is None else untouched["decode_ms_per_token"]),
         output_error=output_error,
         timed=timed_point(metrics["timing"]) if "timing" in metrics else None,
     )

@@ -140,6 +140,8 @@ def add_drawn(
     Returns:
         The extended mask.
     """
+    if not indices.shape[-1]:
+        return previous
     return previous.extend(KeyLists(indices, used * probability.unsqueeze(-1), logits))
 
 

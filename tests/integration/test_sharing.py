@@ -9,9 +9,22 @@ from typing import Any
 import pytest
 
 import sah.runners.job as job
+from sah.adapters.context_cache import ContextCache
+from sah.fetching import CACHE_VARIABLE
 from sah.results.rows import PredictionRow
+from sah.sparse_attention import (
+    AdaptiveSamplingMaskerConfig,
+    AutoAttentionConfig,
+    DoubleSparsityTopKMaskerConfig,
+    MagicPigConfig,
+    QuestTopKMaskerConfig,
+    RandomSamplingMaskerConfig,
+    SinkMaskerConfig,
+    TopKMaskerConfig,
+)
 from tests.integration.conftest import Work
 from tests.integration.running import ROOT, dense_of, outcome, outcomes, run, sparse_of, stored, write_rows
+from tests.support.models import CONTEXT, QUESTIONS, dense_adapter
 
 QA = ("dataset=jsonl", f"dataset.path={ROOT / 'tests/data/qa.jsonl'}")
 
@@ -98,25 +111,78 @@ def test_a_model_change_in_a_sweep_never_reuses_a_context(work: Work) -> None:
     assert len(work.prefills) == 4
 
 
-@pytest.mark.parametrize("masker", ["topk", "random"])
-def test_an_answer_does_not_depend_on_the_other_questions(masker: str) -> None:
+ISOLATED: dict[str, list[str]] = {
+    "topk": ["masker=topk"],
+    "random": ["masker=random"],
+    "with state": [
+        "masker=[sink,quest,double_sparsity,magicpig]",
+        "masker.quest.heavy_size=12",
+        "masker.double_sparsity.heavy_size=12",
+    ],
+    "decode only": ["masker=[sink,local,adaptive]", "masker.local.window_size=8", "phases=[decode]"],
+}
+
+
+@pytest.mark.parametrize("name", ISOLATED)
+def test_an_answer_does_not_depend_on_the_other_questions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     context = " ".join(f"Item {number} costs {number * 7} coins." for number in range(40))
     questions = ["What costs 21 coins?", "How much is item 9?", "And the last one?"]
     asked = {"together": questions, "reversed": questions[::-1]} | {"only": questions[1:2]}
     answers: dict[str, dict[str, tuple[Any, ...]]] = {}
-    for name, texts in asked.items():
+    for order, texts in asked.items():
         path = write_rows(
-            Path(f"{name}.jsonl"), {"context": context, "questions": texts, "answers": ["x"] * len(texts)}
+            Path(f"{order}.jsonl"), {"context": context, "questions": texts, "answers": ["x"] * len(texts)}
         )
-        assert run("dataset=jsonl", f"dataset.path='{path}'", f"masker={masker}", f"output_dir='{name}'").code == 0
-        for point in (dense_of(Path(name)), sparse_of(Path(name))):
+        done = run(*ISOLATED[name], "dataset=jsonl", f"dataset.path='{path}'", f"output_dir='{order}'")
+        assert done.code == 0, done.text
+        for point in stored(Path(order)).values():
             for row in point.predictions.values():
                 label = f"{point.label}: {texts[row.question_index]}"
-                answers.setdefault(label, {})[name] = outcome(row)
+                answers.setdefault(label, {})[order] = outcome(row)
     assert len(answers) == 6
     for label, found in answers.items():
         assert len(found) == 2 + (questions[1] in label)
         assert len(set(found.values())) == 1, (label, found)
+
+
+TOGETHER: dict[str, list[Any]] = {
+    "topk": [TopKMaskerConfig(density=0.1)],
+    "random": [RandomSamplingMaskerConfig(density=0.1)],
+    "quest": [QuestTopKMaskerConfig(density=0.1, page_size=4)],
+    "quest, other pages": [QuestTopKMaskerConfig(density=0.1, page_size=8, selection="group")],
+    "double_sparsity": [DoubleSparsityTopKMaskerConfig(density=0.1, group_factor=4)],
+    "adaptive": [SinkMaskerConfig(), AdaptiveSamplingMaskerConfig(base_rate=20, epsilon=0.3, delta=0.3)],
+    "magicpig": [SinkMaskerConfig(), MagicPigConfig(lsh_l=20, lsh_k=4)],
+    "magicpig, other tables": [SinkMaskerConfig(), MagicPigConfig(lsh_l=30, lsh_k=5)],
+}
+
+
+@pytest.mark.parametrize("phases", [["question", "decode"], ["decode"]], ids="+".join)
+def test_methods_over_one_context_do_not_depend_on_one_another(
+    phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them share one cache and the state derived from it; each alone has a cache of its own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    dense = dense_adapter()
+    adapters = {
+        name: dense.with_sparse_attention(AutoAttentionConfig(recipe, phases=phases))
+        for name, recipe in TOGETHER.items()
+    }
+
+    def tell(name: str, question: str, cache: ContextCache) -> tuple[Any, ...]:
+        answer = adapters[name].answer(cache, question, max_new_tokens=6)
+        return answer.token_ids, answer.density, answer.attention_calls
+
+    alone = {(name, q): tell(name, q, dense.prefill(CONTEXT)) for name in adapters for q in QUESTIONS[:2]}
+    shared = dense.prefill(CONTEXT)
+    for order in (list(alone), list(alone)[::-1]):
+        assert {(name, q): tell(name, q, shared) for name, q in order} == alone
+    assert len({tuple(token_ids) for token_ids, *_ in alone.values()}) > len(alone) // 2
+    for adapter in adapters.values():
+        adapter.close()
 
 
 def test_random_depends_on_nothing_but_its_own_settings() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sah.runners.timing as runner
+from benchmarks import decode
 from sah.results.store import StoredPoint
 from tests.fakes.wandb_files import read_run
 from tests.integration.conftest import Work
@@ -163,3 +164,22 @@ def test_timing_is_true_or_false() -> None:
     assert done.code == 1
     assert "timing" in done.text and "true or false" in done.text
     assert not Path("outputs/points").exists()
+
+
+def test_the_benchmark_reports_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    decode.main(["--model", "tiny:llama", "--tokens", "400", "--new-tokens", "2", "--repeats", "1", "--density", "0.1"])
+    title, columns, *lines = capsys.readouterr().out.splitlines()
+    assert "2 new tokens, rounds 1, density 0.1, one thread" in title
+    assert columns.split() == " ".join(decode.COLUMNS).split()
+    names = ["dense, own attention", "dense, grouped", "quest", "quest (group)", "streaming_llm"]
+    for line, name in zip(lines[:5], names, strict=True):
+        assert line.startswith(name)
+        token, attention, selection, rest, _, density, _ = line[22:].split()
+        assert float(token) == pytest.approx(float(attention) + float(selection) + float(rest), abs=0.02)
+        assert density == "-" if name.startswith("dense") else float(density) == pytest.approx(0.1, abs=0.01)
+    assert [line.partition(":")[0] for line in lines[5:]] == names[2:]
+
+
+def test_a_context_beyond_the_window_is_refused() -> None:
+    with pytest.raises(SystemExit, match="window"):
+        decode.main(["--model", "tiny:llama", "--tokens", "20000"])

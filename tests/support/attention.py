@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from sah.sparse_attention import (
@@ -44,21 +45,23 @@ RECIPES: dict[str, Recipe] = {
     "random-easy": lambda: [RandomSamplingMaskerConfig(sampling_rate=0.5)],
     "random-hard": lambda: [RandomSamplingMaskerConfig(sampling_rate=1)],
     "random-group": lambda: [RandomSamplingMaskerConfig(density=0.3, selection="group")],
-    "adaptive-easy": lambda: [AdaptiveSamplingMaskerConfig(base_rate=0.1, epsilon=0.5, delta=0.2)],
+    "adaptive-easy": lambda: [AdaptiveSamplingMaskerConfig(base_rate=0.1, base_min=2, epsilon=0.5, delta=0.2)],
     "adaptive-hard": lambda: [AdaptiveSamplingMaskerConfig(base_rate=1)],
-    "adaptive-numerator": lambda: [AdaptiveSamplingMaskerConfig(epsilon=0.9, delta=0.5, guarantee="numerator")],
+    "adaptive-numerator": lambda: [
+        AdaptiveSamplingMaskerConfig(base_rate=4, epsilon=0.9, delta=0.5, guarantee="numerator")
+    ],
     "adaptive-output": lambda: [AdaptiveSamplingMaskerConfig(base_rate=9, epsilon=0.9, guarantee="output")],
-    "adaptive-group": lambda: [AdaptiveSamplingMaskerConfig(epsilon=0.4, delta=0.2, selection="group")],
+    "adaptive-group": lambda: [AdaptiveSamplingMaskerConfig(base_min=9, epsilon=0.4, delta=0.2, selection="group")],
     "sink+local+topk+adaptive": lambda: [
         SinkMaskerConfig(),
         LocalMaskerConfig(window_size=4),
         TopKMaskerConfig(heavy_size=0.1),
-        AdaptiveSamplingMaskerConfig(epsilon=0.2),
+        AdaptiveSamplingMaskerConfig(base_min=5, epsilon=0.2),
     ],
     "sink+topk+adaptive-group": lambda: [
         SinkMaskerConfig(),
         TopKMaskerConfig(heavy_size=5, selection="group"),
-        AdaptiveSamplingMaskerConfig(epsilon=0.3, guarantee="output", selection="group"),
+        AdaptiveSamplingMaskerConfig(base_rate=9, epsilon=0.3, guarantee="output", selection="group"),
         LocalMaskerConfig(window_size=4),
     ],
     "topk-group": lambda: [TopKMaskerConfig(density=0.3, selection="group")],
@@ -90,6 +93,16 @@ RECIPES: dict[str, Recipe] = {
         SinkMaskerConfig(),
         LocalMaskerConfig(window_size=9),
         QuestTopKMaskerConfig(density=0.4, page_size=4),
+    ],
+    "topk+streaming_llm+quest": lambda: [
+        TopKMaskerConfig(heavy_size=3),
+        StreamingLLMMaskerConfig(density=0.2),
+        QuestTopKMaskerConfig(heavy_size=6, page_size=4),
+    ],
+    "sink+local+double_sparsity-group": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=9),
+        DoubleSparsityTopKMaskerConfig(density=0.4, group_factor=4, selection="group", group_score="max"),
     ],
     "topk+quest": lambda: [TopKMaskerConfig(heavy_size=5), QuestTopKMaskerConfig(heavy_size=9, page_size=4)],
     "sink+local": lambda: [SinkMaskerConfig(), LocalMaskerConfig(window_size=8)],
@@ -126,19 +139,23 @@ DENSE_RECIPES: dict[str, Recipe] = {
     "all:topk-group": lambda: [TopKMaskerConfig(density=1.0, selection="group", group_score="softmax_mean")],
     "all:random-group": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0, selection="group")],
     "all:adaptive-base": lambda: [AdaptiveSamplingMaskerConfig(base_rate=1.0, epsilon=0.9)],
-    "all:adaptive-epsilon": lambda: [AdaptiveSamplingMaskerConfig(epsilon=1e-6)],
+    "all:adaptive-epsilon": lambda: [AdaptiveSamplingMaskerConfig(base_min=2, epsilon=1e-6)],
     "all:adaptive-group": lambda: [
-        AdaptiveSamplingMaskerConfig(epsilon=1e-6, guarantee="output", selection="group")
+        AdaptiveSamplingMaskerConfig(base_rate=3, epsilon=1e-6, guarantee="output", selection="group")
     ],
     "all:sink+topk+adaptive": lambda: [
         SinkMaskerConfig(),
         TopKMaskerConfig(heavy_size=3),
-        AdaptiveSamplingMaskerConfig(epsilon=1e-6),
+        AdaptiveSamplingMaskerConfig(base_min=2, epsilon=1e-6),
     ],
     "all:topp-group": lambda: [TopPMaskerConfig(top_p=1, selection="group")],
     "all:quest-density": lambda: [QuestTopKMaskerConfig(density=1.0)],
     "all:quest-above": lambda: [QuestTopKMaskerConfig(heavy_size=5000, selection="group")],
+    "all:quest-size-1.0": lambda: [QuestTopKMaskerConfig(heavy_size=1.0, page_size=7, label_bits=4)],
+    "all:sink+local+quest": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), QuestTopKMaskerConfig(density=1.0)],
     "all:double_sparsity": lambda: [DoubleSparsityTopKMaskerConfig(density=1.0)],
+    "all:double_sparsity-above": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=5000)],
+    "all:double_sparsity-group": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=1.0, selection="group")],
     "all:random-density": lambda: [RandomSamplingMaskerConfig(density=1.0)],
     "all:random-above": lambda: [RandomSamplingMaskerConfig(sampling_rate=5000)],
     "all:random-size-1.0": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0)],
@@ -182,6 +199,20 @@ SHAPES = [
     Shape(1, 3, False, F32, 1000),
     Shape(4, 1, False, BF16, 1000),
 ]
+
+
+# Each half holds every group size, one query and several, padding and none, both types, and short and long sequences.
+HALVES = [[SHAPES[i] for i in (1, 2, 3, 6, 8)], [SHAPES[i] for i in (0, 5, 6, 7, 9)]]
+
+
+def cases(recipes: Iterable[str], fits: Callable[[Shape], bool] = lambda shape: True) -> list[Any]:
+    """Pair each recipe with one half of the shapes, in turn: pairwise, not every cross."""
+    return [
+        pytest.param(recipe, shape, id=f"{recipe}-{shape}")
+        for place, recipe in enumerate(recipes)
+        for shape in HALVES[place % 2]
+        if fits(shape)
+    ]
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sah.sparse_attention.kernels.gather import gather_rows
-from sah.sparse_attention.kernels.scores import cap_logits, group_size
+from sah.sparse_attention.kernels.scores import cap_logits, few_by_many, group_size
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import KeyLists, Spans
 
@@ -96,14 +96,14 @@ class _Tile:
         self, query: torch.Tensor, spans: Spans, parts: list[_Part], softcap: float | None
     ) -> list[torch.Tensor]:
         """Return logits (rows, kv_heads, group, n) piece by piece; the query (rows, kv_heads, group, dim) is scaled."""
-        pieces = [cap_logits(query @ self._float(self.keys[:, :, a:b]).mT, softcap) for a, b in spans]
+        pieces = [cap_logits(few_by_many(query, self._float(self.keys[:, :, a:b])), softcap) for a, b in spans]
         for part in parts:
             if part.logits is not None:
                 logits = part.logits
             elif part.indices.shape[2] == 1:
-                logits = query @ self._gathered(self.keys, part).squeeze(2).mT
+                logits = few_by_many(query, self._gathered(self.keys, part).squeeze(2))
             else:
-                logits = (query.unsqueeze(3) @ self._gathered(self.keys, part).mT).squeeze(3)
+                logits = torch.einsum("bghd,bghnd->bghn", query, self._gathered(self.keys, part))
             logits = cap_logits(logits, softcap)
             pieces.append(logits if part.surprise is None else logits + part.surprise)
         return pieces

@@ -9,16 +9,17 @@ at most delta. The base sample is kept and the rest drawn without replacement, s
 
 Where it differs from the authors' code: draws are without replacement and never of keys kept already; the quantile is
 two-sided; the variance is that of the residual alone, with the correction for a finite residual, and is taken one
-standard error above its estimate; and the number is computed once more from all keys drawn, since a base sample that
-misses the heavy keys asks for too few. A key that is not read moves no maximum. Sink logits (GPT-OSS) count in the
-denominator.
+standard error above its estimate, since a base sample that misses the heavy keys asks for too few; for the same reason
+a share in `base_rate` stands for `base_min` keys at least. A key that is not read moves no maximum. Sink logits
+(GPT-OSS) count in the denominator.
 
-What the promise rests on, and where it fails: the sum over the drawn keys must be near normal. With a very heavy tail
-in the residual (no top-k before it and logits that spread widely) or a base sample of a few keys, one unread key may
-hold much of the sum and nothing drawn tells of it. tests/unit/sparse_attention/test_adaptive_guarantee.py shows both
-sides. For `numerator` and `output` the bound on a vector's error needs delta up to 0.215 (Szekely and Bakirov 2003),
-and that of the output is linear in the error. The number of keys follows from the draw itself, so that estimates are
-unbiased only given the number.
+What the promise rests on, and where it fails: the sum over the drawn keys must be near normal, and the base sample must
+show the tail. With a very heavy tail in the residual (no top-k before it and logits that spread widely) or a base
+sample of a few keys, one unread key may hold much of the sum and nothing drawn tells of it.
+tests/unit/sparse_attention/test_adaptive_guarantee.py and tests/e2e/test_adaptive_smollm2.py show both sides. For
+`numerator` and `output` the bound on a vector's error needs delta up to 0.215 (Szekely and Bakirov 2003), and that of
+the output is linear in the error. The number of keys follows from the draw itself, so that estimates are unbiased only
+given the number.
 
 State: none; a draw depends on the seed, the layer, the query's own position and the lane, and on nothing else.
 Bytes read per decoded token: the keys and values drawn, and the keys kept before where no earlier step knows their
@@ -46,9 +47,6 @@ from sah.sparse_attention.maskers.base import SamplingMasker
 from sah.sparse_attention.pool import Pool, add_drawn, fits_lists, pool_of_lists, pool_of_mask, share_drawn
 from sah.sparse_attention.randomness import row_generators
 from sah.sparse_attention.sample_size import KeysRead, keys_needed
-
-ROUNDS = 2
-"""How often the number of keys is computed: from the base sample, and from all that it asked for."""
 
 FEW_ROWS = 1 << 16
 """Keys that are read one by one however many there are in all."""
@@ -118,14 +116,14 @@ class AdaptiveSamplingMasker(SamplingMasker):
         pool = pool_of_lists(previous_mask, lists, generators)
         with_values = self.config.guarantee != DENOMINATOR
         reader = _ListReader(queries, keys, values, scaling, kwargs.get("softcap"), with_values, self._workspace)
-        sample = self._draw(pool, reader.kept(previous_mask), reader.drawn, kwargs.get("s_aux"))
+        sample = self._draw(pool, reader.kept(previous_mask), reader.base, kwargs.get("s_aux"))
         if previous_mask.is_certain and torch.equal(sample.number, pool.size):
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
         probability = share_drawn(sample.number, pool.size)
         if reader.reads_all(sample.indices):
             mask = add_drawn(previous_mask, sample.indices, sample.used, probability)
             return Mask.from_dense(previous_mask.shape, mask.to_dense())
-        logits = reader.drawn_logits(sample.indices) if lists == queries.shape[1] else None
+        logits = reader.logits_of(sample.indices) if lists == queries.shape[1] else None
         return add_drawn(previous_mask, sample.indices, sample.used, probability, logits)
 
     def _lists(self, queries: torch.Tensor, keys: torch.Tensor) -> int:
@@ -138,35 +136,29 @@ class AdaptiveSamplingMasker(SamplingMasker):
         read: Callable[[torch.Tensor, torch.Tensor], KeysRead],
         sinks: torch.Tensor | None,
     ) -> _Sample:
-        """Draw the base sample, and then what the keys drawn ask for.
+        """Draw the base sample, and then what it asks for.
 
         Args:
             pool: The residual.
             kept: Keys kept before.
-            read: Gives logits and values of the keys drawn so far, from their positions and which of them count.
+            read: Gives logits and values of the base sample, from its positions and which of them count.
             sinks: Sink logits, (heads,), or None.
 
         Returns:
             The sample.
         """
         size = pool.size
-        number = torch.minimum(size_in_keys(self.config.base_rate, size).clamp(min=2), size)
-        drawn = torch.zeros_like(size)
-        indices = torch.empty(*size.shape, 0, dtype=torch.long, device=size.device)
-        used = torch.empty(*size.shape, 0, dtype=torch.bool, device=size.device)
-        for rounds_left in range(ROUNDS, -1, -1):
-            more, more_used, pool = pool.draw(number - drawn)
-            indices, used = torch.cat([indices, more], dim=-1), torch.cat([used, more_used], dim=-1)
-            drawn = number
-            if not rounds_left or torch.equal(drawn, size):
-                break
-            sample = read(indices, used)
-            heads = sample.logits.shape[1]
-            needed = keys_needed(kept, sample, to_heads(size, heads), to_heads(drawn, heads), sinks, self.config)
-            number = torch.maximum(drawn, any_of_group(needed, size.shape[1]))
-            if torch.equal(number, drawn):
-                break
-        return _Sample(indices, used, number)
+        least = 2 if isinstance(self.config.base_rate, int) else self.config.base_min
+        base = torch.minimum(size_in_keys(self.config.base_rate, size).clamp(min=least), size)
+        indices, used, pool = pool.draw(base)
+        if torch.equal(base, size):
+            return _Sample(indices, used, base)
+        sample = read(indices, used)
+        heads = sample.logits.shape[1]
+        needed = keys_needed(kept, sample, to_heads(size, heads), to_heads(base, heads), sinks, self.config)
+        number = torch.maximum(base, any_of_group(needed, size.shape[1]))
+        more, more_used, _ = pool.draw(number - base)
+        return _Sample(torch.cat([indices, more], dim=-1), torch.cat([used, more_used], dim=-1), number)
 
 
 @dataclass(frozen=True)
@@ -203,7 +195,7 @@ class _ListReader:
         self.softcap = softcap
         self.with_values = with_values
         self.workspace = workspace
-        self._logits = torch.empty(*queries.shape[:3], 0, device=queries.device)
+        self._base_logits = torch.empty(*queries.shape[:3], 0, device=queries.device)
 
     def kept(self, mask: Mask) -> list[KeysRead]:
         """Read what a mask in list form keeps, but for logits that it knows."""
@@ -219,14 +211,15 @@ class _ListReader:
             parts.append(KeysRead(cap_logits(logits, self.softcap), weights, self._values_of(indices)))
         return parts
 
-    def drawn(self, indices: torch.Tensor, used: torch.Tensor) -> KeysRead:
-        """Read drawn keys; `indices` begins with those of the call before."""
+    def base(self, indices: torch.Tensor, used: torch.Tensor) -> KeysRead:
+        """Read the base sample."""
         if self.reads_all(indices):
             logits = attention_logits(self.queries, self.keys, self.scaling, self.softcap)
             batch, heads, q_len, kv_len = logits.shape
             mask = Mask.from_indices((batch, heads, q_len, kv_len), indices, used.float())
             return KeysRead(logits, mask.to_dense(), self.values)
-        logits = cap_logits(self.drawn_logits(indices), self.softcap)
+        self._base_logits = self._read(indices)
+        logits = cap_logits(self._base_logits, self.softcap)
         return KeysRead(logits, to_heads(used.float(), logits.shape[1]), self._values_of(indices))
 
     def reads_all(self, indices: torch.Tensor) -> bool:
@@ -234,12 +227,10 @@ class _ListReader:
         kv_heads, kv_len = self.keys.shape[1:3]
         return indices.shape[1] * indices.shape[3] > max(kv_heads * kv_len, FEW_ROWS)
 
-    def drawn_logits(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return uncapped logits (batch, heads, 1, n); `indices` begins with those of the call before."""
-        new = indices[..., self._logits.shape[-1] :]
-        if new.shape[-1]:
-            self._logits = torch.cat([self._logits, self._read(new)], dim=-1)
-        return self._logits
+    def logits_of(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return uncapped logits (batch, heads, 1, n) of the whole sample, which begins with the base sample."""
+        rest = indices[..., self._base_logits.shape[-1] :]
+        return torch.cat([self._base_logits, self._read(rest)], dim=-1) if rest.shape[-1] else self._base_logits
 
     def _read(self, indices: torch.Tensor, run: int = 1) -> torch.Tensor:
         """Compute uncapped logits KV head by KV head, so that the rows gathered stay in the processor's cache."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sah.config.values import check_size
+from sah.config.values import check_count, check_size
 from sah.errors import bad_value
 from sah.sparse_attention.masker_config import SelectiveMaskerConfig
 
@@ -17,7 +17,8 @@ class AdaptiveSamplingMaskerConfig(SelectiveMaskerConfig):
     """Draws as many of the keys not yet kept as a promised error asks for, and weighs them by 1/p.
 
     The defaults of `base_rate`, `epsilon`, `delta` and `guarantee` are those that the authors publish with their code
-    (github.com/xAlg-ai/sparse-attention-hub), where they stand beside sink 128, local 128 and a top-k.
+    (github.com/xAlg-ai/sparse-attention-hub), where they stand beside sink 128, local 128 and a top-k; `base_min` is
+    ours.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -26,6 +27,10 @@ class AdaptiveSamplingMaskerConfig(SelectiveMaskerConfig):
 
     base_rate: int | float = 0.05
     """Keys drawn to estimate from, at least two: an int is a number of keys, a float a share of the residual."""
+
+    base_min: int = 128
+    """Fewest keys that a share in `base_rate` stands for, as far as there are so many: fewer than about a hundred show
+    too little of a heavy tail for the promise to hold. A number in `base_rate` is taken as it is."""
 
     epsilon: float = 0.05
     """Largest relative error promised, above 0 and below 1."""
@@ -45,6 +50,7 @@ class AdaptiveSamplingMaskerConfig(SelectiveMaskerConfig):
         """
         super().validate()
         check_size(self.key("base_rate"), self.base_rate)
+        check_count(self.key("base_min"), self.base_min, minimum=2)
         for field_name in ("epsilon", "delta"):
             value = getattr(self, field_name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:

@@ -11,6 +11,7 @@ from sah.config.lookup import named
 from sah.sparse_attention.budget import keys_to_add
 from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_group
+from sah.sparse_attention.kernels.largest import largest
 from sah.sparse_attention.key_lists import KeyLists, to_heads
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig
@@ -336,8 +337,8 @@ def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, a
     longest = int(add.max())
     if longest == 0:
         return previous
-    # Unsorted selection is faster; where a row adds fewer than the longest one, its weakest keys are dropped again.
-    values, indices = scores.topk(longest, dim=-1, sorted=False)
+    # Where a row adds fewer than the longest one, its weakest keys are dropped again.
+    values, indices = largest(scores, longest)
     surplus = longest - add.expand(indices.shape[:-1])
     most = int(surplus.max())
     probabilities: torch.Tensor | None = None

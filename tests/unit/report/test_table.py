@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
-from sah.report.figures import density_curve
+from sah.report.figures import density_curve, error_curve
 from sah.report.summary import PointSummary, summarise_point
 from sah.report.table import COLUMNS, OUTPUT_ERROR, cells, markdown_table, speed_note
 
@@ -123,8 +126,28 @@ def test_summary_of_a_dense_point() -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_the_figure_is_written(tmp_path: Path, ending: str) -> None:
-    points = [dataclasses.replace(POINT, density_measured=d, density_requested=d, sparse=d) for d in (0.2, 0.05)]
+@pytest.mark.parametrize("draw", [density_curve, error_curve])
+def test_the_figure_is_written(tmp_path: Path, ending: str, draw: Callable[..., None]) -> None:
+    points = [
+        dataclasses.replace(POINT, density_measured=d, density_requested=d, sparse=d, output_error=1 - d)
+        for d in (0.2, 0.05)
+    ]
     path = tmp_path / "deep" / f"curve.{ending}"
-    density_curve([*points, dataclasses.replace(POINT, label="random")], path)
+    draw([*points, dataclasses.replace(POINT, label="random")], path)
     assert path.stat().st_size > 1000
+
+
+def test_many_methods_are_told_apart(tmp_path: Path) -> None:
+    drawn = []
+    plot = Axes.plot
+
+    def keep(self: Axes, *places: Any, **looks: Any) -> Any:
+        drawn.append((looks["color"], looks["marker"], looks["linestyle"]))
+        return plot(self, *places, **looks)
+
+    points = [dataclasses.replace(POINT, label=f"method {number}", output_error=0.1) for number in range(20)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "plot", keep)
+        error_curve(points, tmp_path / "curve.png")
+    assert len(drawn) == len(set(drawn)) == 20
+    assert len({(colour, line) for colour, _, line in drawn}) == 20

@@ -40,29 +40,25 @@ def test_the_faster_dense_form_is_the_baseline() -> None:
 @pytest.mark.parametrize(
     ("point", "said"),
     [
-        (timed((40, 30), (20, 5, 5)), f"quest: 2.00x faster than the best dense form ({OWN}), attention is 75 % of"),
+        (
+            timed((40, 30), (20, 5, 5)),
+            f"quest: 2.00x faster than the best dense form ({OWN}), attention is 75 % of a dense token",
+        ),
         (
             timed((40, 4), (39, 2, 1)),
             f"quest: no speed-up over the best dense form ({OWN}), 1.03x: weights dominate, attention is 10 % of a "
-            "dense token",
-        ),
-        (
-            timed((40, 4), (50, 8, 6)),
-            f"quest: no speed-up over the best dense form ({OWN}), 0.80x: weights dominate, attention is 10 % of a "
-            "dense token; selection and attention take 14.00 ms, dense attention 4.00 ms",
+            "dense token (4.00 ms), selection and attention take 3.00 ms",
         ),
         (
             timed((40, 30), (50, 20, 20)),
-            f"quest: no speed-up over the best dense form ({OWN}), 0.80x: attention is 75 % of a dense token; "
-            "selection and attention take 40.00 ms, dense attention 30.00 ms",
+            f"quest: no speed-up over the best dense form ({OWN}), 0.80x: attention is 75 % of a dense token "
+            "(30.00 ms), selection and attention take 40.00 ms",
         ),
         (timed((40, 10), None), f"quest: {OWN} is the faster dense form, attention is 25 % of a dense token"),
     ],
 )
 def test_the_verdict_says_what_is_so(point: TimedPoint, said: str) -> None:
-    text = verdict("quest", point)
-    assert text.startswith(said)
-    assert ("weights dominate" in text) == ("weights dominate" in said)
+    assert verdict("quest", point) == said
 
 
 def test_the_table_shows_timed_figures_for_those_of_the_rows() -> None:

@@ -19,6 +19,7 @@ from sah.sparse_attention import (
     TopKMaskerConfig,
 )
 from sah.sparse_attention.labels import rounded_labels
+from sah.sparse_attention.maskers.double_sparsity import DoubleSparsityTopKMasker
 from tests.support.attention import BF16, EXECUTIONS, F32, Inputs, Shape, attend, inclusion_of, make_inputs
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 16
@@ -154,6 +155,16 @@ def test_the_state_is_a_label_a_key() -> None:
         attend(made("efficient", [DoubleSparsityTopKMaskerConfig(density=0.1, group_factor=factor)]), inputs, meta)
         (state,) = meta[0].values()
         assert state.nbytes() == inputs.keys.nbytes / factor
+
+
+def test_a_changed_setting_finds_no_foreign_context_state() -> None:
+    def identity(**changed: Any) -> Any:
+        config = DoubleSparsityTopKMaskerConfig(heavy_size=3, **changed)
+        return DoubleSparsityTopKMasker(config, "0.double_sparsity").state_identity()
+
+    others: list[dict[str, Any]] = [{"group_factor": 4}, {"label_bits": None}, {"channels": "some.safetensors"}]
+    assert len({identity(), *(identity(**changed) for changed in others)}) == 4
+    assert identity(selection="group", layers=[0]) == identity(), "labels do not depend on it"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

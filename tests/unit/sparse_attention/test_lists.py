@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sah.sparse_attention import Mask
 from sah.sparse_attention.kernels import lists as kernel
 from sah.sparse_attention.kernels import scores as scores_kernel
+from sah.sparse_attention.kernels.fused import fused_attention
 from sah.sparse_attention.kernels.gather import gather_rows
 from sah.sparse_attention.kernels.grouped import grouped_attention
 from sah.sparse_attention.kernels.scores import attention_logits
@@ -100,9 +102,9 @@ def some_of(first: int, stop: int, lists: int, count: int, batch: int, seed: int
 
 
 def chances(indices: torch.Tensor, seed: int) -> torch.Tensor:
-    """Probabilities with unused places and certain ones among them."""
+    """Probabilities with unused places, very small ones and certain ones among them."""
     drawn = torch.rand(indices.shape, generator=torch.Generator().manual_seed(seed))
-    return drawn.masked_fill(drawn < 0.3, 0.0).masked_fill(drawn > 0.8, 1.0)
+    return drawn.masked_fill(drawn < 0.3, 1e-6).masked_fill(drawn < 0.2, 0.0).masked_fill(drawn > 0.8, 1.0)
 
 
 def logits_at(inputs: Inputs, indices: torch.Tensor) -> torch.Tensor:
@@ -271,15 +273,24 @@ def test_tiles_are_cut_where_the_rows_do_not_fit(inputs: Inputs, monkeypatch: py
 
 
 def test_a_certain_key_weighs_the_same_whether_or_not_its_probability_is_written(inputs: Inputs) -> None:
-    """The trap is 1/(p + 1e-6), which makes 1 into 0.999999."""
-    indices = some_of(0, KV_LEN, GROUP * KV_HEADS, 20, BATCH, 7)
+    """The trap is 1/(p + 1e-6), which makes 1 into 0.999999; beside keys without a probability it would show."""
+    indices = some_of(3, 92, GROUP * KV_HEADS, 20, BATCH, 7)
     outputs = [
         kernel.attend_lists(
-            inputs.queries, inputs.keys, inputs.values, (), (KeyLists(indices, probabilities),), 0.25, Workspace()
+            inputs.queries, inputs.keys, inputs.values, SPANS, (KeyLists(indices, probabilities),), 0.25, Workspace()
         )
         for probabilities in (None, torch.ones(indices.shape))
     ]
     assert torch.equal(*outputs)
+
+
+def test_logits_that_are_known_are_used(inputs: Inputs) -> None:
+    """They are those of another scaling here, so that computing them again would show."""
+    indices = some_of(0, KV_LEN, GROUP * KV_HEADS, 20, BATCH, 8)
+    louder = replace(inputs, scaling=inputs.scaling * 3)
+    part = KeyLists(indices, None, logits_at(louder, indices))
+    output = kernel.attend_lists(inputs.queries, inputs.keys, inputs.values, (), (part,), inputs.scaling, Workspace())
+    assert_near(output, naive_attention(louder, meaning((), [part])))
 
 
 def test_a_row_whose_places_are_all_unused_reads_nothing(inputs: Inputs) -> None:
@@ -317,3 +328,23 @@ def test_the_grouped_dense_form_equals_dense_attention(layout: str) -> None:
         assert_near(output, sdpa(inputs), dtype)
         free = make_inputs(Shape(GROUP, 1, False, dtype, KV_LEN))
         assert_near(grouped_attention(free.queries, free.keys, free.values, None, free.scaling), sdpa(free), dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["fp32", "bf16"])
+def test_the_fused_form_of_chunks_equals_the_formula(layout: str, dtype: torch.dtype) -> None:
+    """Masks of all heads or of each, certain or drawn, full, and with rows that read nothing."""
+    given = make_inputs(Shape(GROUP, 4, False, dtype, 41))
+    states = [laid_out(t, layout) for t in (given.keys, given.values)]
+    inputs = Inputs(given.queries, *states, given.allowed, given.scaling)
+    generator = torch.Generator().manual_seed(0)
+    for heads in (1, GROUP * KV_HEADS):
+        drawn = torch.rand(2, heads, 4, 41, generator=generator)
+        for inclusion in (drawn.masked_fill(drawn < 0.4, 0.0), (drawn < 0.5).float(), torch.ones(1, 1, 1, 41)):
+            inclusion = (inclusion * inputs.allowed).clone()
+            inclusion[0, :, 2] = 0
+            output = fused_attention(inputs.queries, *states, inclusion, inputs.scaling)
+            expected = naive_attention(inputs, inclusion.expand(2, GROUP * KV_HEADS, 4, 41))
+            assert output.dtype == dtype
+            assert (output[0, :, 2] == 0).all()
+            assert_near(output, expected, dtype)

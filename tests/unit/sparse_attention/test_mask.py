@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sah.sparse_attention import Mask
+from sah.sparse_attention.key_lists import KeyLists
 
 SHAPE = (2, 3, 2, 9)
 PROBABILITIES = [0.0, 0.0, 0.25, 0.5, 1.0]
@@ -123,7 +124,7 @@ def test_extend_equals_merge_where_nothing_is_held_twice(
     as_dense = Mask.from_dense(SHAPE, dense)
     as_lists = Mask.from_indices(SHAPE, *as_dense.to_indices())
     for mask in (as_dense, as_lists):
-        extended = mask.extend(indices, probabilities)
+        extended = mask.extend(KeyLists(indices, probabilities))
         assert torch.equal(meaning(extended), meaning(mask.merge(Mask.from_indices(SHAPE, indices, probabilities))))
 
 

@@ -6,14 +6,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sah.sparse_attention import (
+    AdaptiveSamplingMaskerConfig,
     LocalMaskerConfig,
     RandomSamplingMaskerConfig,
     SinkMaskerConfig,
     TopKMaskerConfig,
 )
-from tests.support.attention import EXECUTIONS, F32, SHAPES, Inputs, Shape, attend, inclusion_of, make_inputs, research
+from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.randomness import draw_distinct, generator_for
+from tests.support.attention import (
+    EXECUTIONS,
+    F32,
+    SHAPES,
+    Inputs,
+    Shape,
+    attend,
+    efficient,
+    inclusion_of,
+    make_inputs,
+    research,
+)
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.kv_len < 500], ids=str)
@@ -135,3 +150,165 @@ def test_draws_do_not_depend_on_chunking() -> None:
             inputs.scaling,
         )
         assert torch.equal(inclusion_of(research(recipe), piece), whole[:, :, start:stop, :end])
+
+
+def draw(
+    seed: object, count: int, wanted: list[int], taken: list[list[int]] | None = None, *, generator: Any = None
+) -> torch.Tensor:
+    return draw_distinct(
+        generator or generator_for(seed),
+        torch.full((len(wanted),), count),
+        torch.tensor(taken if taken is not None else [[]] * len(wanted), dtype=torch.long),
+        torch.tensor(wanted),
+    )
+
+
+@pytest.mark.parametrize("count", [40, 2000], ids=["by permutation", "by proposal"])
+def test_numbers_are_drawn_once_and_never_taken_ones(count: int) -> None:
+    taken = [[3, -1, 17, 0], [-1, -1, -1, -1], [39, 38, 37, 36]]
+    for seed in range(50):
+        drawn = draw(seed, count, [30, 1, 22], taken).tolist()
+        assert [len(row) for row in drawn] == [30, 30, 30]
+        for row, number, gone in zip(drawn, (30, 1, 22), taken, strict=True):
+            used = row[:number]
+            assert len(set(used)) == number
+            assert not set(used) & set(gone)
+            assert 0 <= min(used) <= max(used) < count
+            assert row[number:] == [-1] * (30 - number)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.51, 0.97, 1.0])
+def test_every_free_number_is_equally_likely(share: float) -> None:
+    """Chi-square over 1,500 draws of 40 numbers, of which a tenth is taken: both ways of drawing are exact."""
+    count, gone, draws = 40, 4, 1500
+    wanted = max(1, round(share * (count - gone)))
+    taken = [[5, 6, 7, 20]] * draws
+    drawn = draw(share, count, [wanted] * draws, taken)
+    hits = torch.bincount(drawn.flatten(), minlength=count).double()
+    assert hits[[5, 6, 7, 20]].sum() == 0
+    free = hits[[i for i in range(count) if i not in taken[0]]]
+    expected = draws * wanted / (count - gone)
+    if wanted == count - gone:
+        assert (free == draws).all()
+        return
+    # Hits of a draw sum to `wanted`, which takes one of 36 degrees of freedom.
+    spread = expected * (1 - wanted / (count - gone))
+    chi_square = float(((free - expected) ** 2 / spread).sum()) * 35 / 36
+    assert chi_square < 66.6, "above the 99.9 % quantile of 35 degrees"
+    first = torch.bincount(drawn[:, 0], minlength=count).double()
+    assert float(((first[first > 0] - draws / 36) ** 2 / (draws / 36)).sum()) < 66.6, "nor is the order biased"
+
+
+def test_running_out_of_proposals_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists whose proposals coincide too often are drawn by permutation, and all sets stay equally likely."""
+    import sah.sparse_attention.randomness as module
+
+    monkeypatch.setattr(module.math, "ceil", lambda _: -4)
+    draws, count, wanted = 3000, 12, 4
+    drawn = draw("short", count, [wanted] * draws)
+    assert (drawn >= 0).all()
+    assert (drawn.sort(-1).values.diff(dim=-1) > 0).all()
+    hits = torch.bincount(drawn.flatten(), minlength=count).double()
+    expected = draws * wanted / count
+    chi_square = float(((hits - expected) ** 2 / (expected * (1 - wanted / count))).sum()) * 11 / 12
+    assert chi_square < 31.3, "above the 99.9 % quantile of 11 degrees"
+
+
+def test_asking_for_more_continues_a_draw() -> None:
+    few, many = draw("a", 1000, [20, 7]), draw("a", 1000, [90, 30])
+    assert torch.equal(many[0, :20], few[0])
+    assert torch.equal(many[1, :7], few[1, :7])
+
+
+def test_a_sample_drawn_in_parts_holds_every_pair_equally_often() -> None:
+    """Two parts of 2 and 3 of 10 numbers are as good as one draw of 5."""
+    draws = 4000
+    generator = generator_for("parts")
+    first = draw(None, 10, [2] * draws, generator=generator)
+    second = draw_distinct(generator, torch.full((draws,), 10), first, torch.full((draws,), 3))
+    held = torch.zeros(draws, 10).scatter_(1, torch.cat([first, second], 1), 1.0)
+    assert (held.sum(-1) == 5).all()
+    pairs = (held.T @ held)[~torch.eye(10, dtype=torch.bool)] / draws
+    chance = 5 * 4 / (10 * 9)
+    assert (pairs - chance).abs().max() < 4 * (chance * (1 - chance) / draws) ** 0.5
+
+
+class LargestResult(TorchDispatchMode):
+    """Records the most entries of any tensor that an operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("selection", ["head", "group"])
+@pytest.mark.parametrize("name", ["random", "adaptive"])
+def test_decoding_builds_nothing_of_the_size_of_all_keys_and_heads(name: str, selection: str) -> None:
+    heads, kv_len = 12, 20_000
+    inputs = make_inputs(Shape(6, 1, False, F32, kv_len, head_dim=4), batch=1)
+    inputs.queries[:] *= 0.1
+    if name == "random":
+        sampler: Any = RandomSamplingMaskerConfig(sampling_rate=100, selection=selection)
+    else:
+        sampler = AdaptiveSamplingMaskerConfig(base_rate=100, epsilon=0.5, selection=selection)
+    (masker,) = efficient([sampler]).maskers
+    previous = Mask.from_spans((1, heads, 1, kv_len), ((0, 4), (kv_len - 64, kv_len)))
+    inputs = Inputs(inputs.queries, inputs.keys, inputs.values, torch.ones_like(inputs.allowed), inputs.scaling)
+    with LargestResult() as largest:
+        mask = masker.add_indices(*inputs.tensors(), inputs.scaling, 0.0, {}, previous, layer_idx=0)
+    assert mask.count(inputs.allowed).unique().tolist() == [168]
+    given = max(tensor.numel() for tensor in inputs.tensors())
+    assert largest.entries <= given, "the keys themselves are seen, as views"
+    own = [part.indices.numel() for part in mask.lists]
+    assert max(own) <= heads * 100
+
+
+def test_a_group_shares_one_draw() -> None:
+    inputs = make_inputs(Shape(4, 1, False, F32, 300))
+    recipe = [SinkMaskerConfig(), RandomSamplingMaskerConfig(sampling_rate=30, selection="group")]
+    mask = efficient(recipe).build_mask(*inputs.tensors(), inputs.scaling, 0.0, {}, layer_idx=0)
+    assert mask.lists[-1].indices.shape == (2, 2, 1, 30)
+    kept = mask.to_dense().view(2, 2, 4, 1, 300)
+    assert torch.equal(kept[:, :, :1].expand_as(kept), kept)
+    assert not torch.equal(kept[:, 0], kept[:, 1]), "KV heads draw apart"
+    assert torch.equal(mask.to_dense(), inclusion_of(research(recipe), inputs))
+
+
+def test_a_group_draws_no_key_that_any_of_its_heads_keeps() -> None:
+    """Only a masker called by itself meets such a mask: recipes refuse it."""
+    inputs = make_inputs(Shape(3, 1, False, F32, 40))
+    shape = (2, 6, 1, 40)
+    previous = Mask.from_dense(shape, torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.2)
+    (masker,) = research([RandomSamplingMaskerConfig(sampling_rate=5, selection="group")]).maskers
+    mask = masker.add_mask(*inputs.tensors(), inputs.scaling, 0.0, {}, previous, layer_idx=0).to_dense()
+    kept = previous.to_dense() > 0
+    drawn = (mask > 0) & ~kept
+    assert (drawn.sum(-1) == 5).all()
+    any_kept = kept.view(2, 2, 3, 1, 40).any(2, keepdim=True).expand(-1, -1, 3, -1, -1).reshape(shape)
+    assert not (drawn & any_kept).any()
+    left = 40 - any_kept.sum(-1, keepdim=True)
+    assert torch.equal(mask[drawn], (5 / left.double()).float().expand(shape)[drawn])
+
+
+@pytest.mark.parametrize("selection", ["head", "group"])
+@pytest.mark.parametrize("q_len", [1, 4])
+def test_padding_does_not_change_what_is_drawn(selection: str, q_len: int) -> None:
+    plain = make_inputs(Shape(3, q_len, False, F32, 50), batch=1)
+    padded = Inputs(
+        plain.queries,
+        torch.cat([plain.keys[:, :, :7], plain.keys], 2),
+        torch.cat([plain.values[:, :, :7], plain.values], 2),
+        torch.cat([torch.zeros(1, 1, q_len, 7, dtype=torch.bool), plain.allowed], 3),
+        plain.scaling,
+    )
+    recipe = [SinkMaskerConfig(), RandomSamplingMaskerConfig(density=0.4, selection=selection)]
+    expected = inclusion_of(research(recipe), plain)
+    for make in EXECUTIONS.values():
+        assert torch.equal(inclusion_of(make(recipe), padded)[..., 7:], expected)

@@ -48,7 +48,7 @@ SELECTIVE: dict[str, Any] = {
     "quest": lambda **more: QuestTopKMaskerConfig(density=0.3, page_size=4, **more),
     "double_sparsity": lambda **more: DoubleSparsityTopKMaskerConfig(density=0.3, group_factor=2, **more),
     "random": lambda **more: RandomSamplingMaskerConfig(density=0.3, **more),
-    "adaptive": lambda **more: AdaptiveSamplingMaskerConfig(base_rate=0.2, epsilon=0.3, delta=0.3, **more),
+    "adaptive": lambda **more: AdaptiveSamplingMaskerConfig(base_rate=5, epsilon=0.5, delta=0.5, **more),
 }
 SCORED = ["topk", "quest", "double_sparsity"]
 selective = pytest.mark.parametrize("name", SELECTIVE)
@@ -212,6 +212,20 @@ def test_masks_of_single_heads_are_obeyed(name: str, selection: str) -> None:
             expected = naive_attention(inputs, inclusion)
             for make in EXECUTIONS.values():
                 assert_near(attend(make(recipe), inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["topk", "quest", "double_sparsity"])
+@pytest.mark.parametrize("selection", [HEAD, GROUP])
+def test_what_was_drawn_keeps_its_probability_where_all_the_rest_is_kept(name: str, selection: str) -> None:
+    """Such a mask holds every key and is not dense attention, whose keys are all certain."""
+    inputs = make_inputs(Shape(3, 1, False, F32, 50))
+    config = type(SELECTIVE[name]())(heavy_size=1.0, selection=selection)
+    recipe = [RandomSamplingMaskerConfig(sampling_rate=10, selection=selection), config]
+    for make in EXECUTIONS.values():
+        inclusion = inclusion_of(make(recipe), inputs)
+        assert (inclusion > 0).all()
+        assert ((inclusion == 0.2).sum(-1) == 10).all() and ((inclusion == 1).sum(-1) == 40).all()
+        assert_near(attend(make(recipe), inputs), naive_attention(inputs, inclusion))
 
 
 def test_reductions_to_kv_heads() -> None:

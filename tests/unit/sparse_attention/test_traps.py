@@ -26,6 +26,7 @@ from sah.sparse_attention import (
     TopKMaskerConfig,
 )
 from sah.sparse_attention.key_state import CONTEXT_STATE_KEY, KeyStateMasker
+from sah.sparse_attention.randomness import LANES_KEY
 from tests.support.attention import (
     BF16,
     EXECUTIONS,
@@ -226,7 +227,15 @@ PAIRS: dict[str, tuple[Any, Any]] = {
         QuestTopKMaskerConfig(heavy_size=9, page_size=16),
         QuestTopKMaskerConfig(heavy_size=9, page_size=4, label_bits=3),
     ),
+    "quest, bits": (
+        QuestTopKMaskerConfig(heavy_size=9, page_size=4, label_bits=1),
+        QuestTopKMaskerConfig(heavy_size=9, page_size=4),
+    ),
     "quest twice the same": (QuestTopKMaskerConfig(heavy_size=9), QuestTopKMaskerConfig(heavy_size=9)),
+    "double_sparsity, bits": (
+        DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=2, label_bits=3),
+        DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=2, label_bits=None),
+    ),
     "double_sparsity": (
         DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=8),
         DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=2, label_bits=None),
@@ -267,6 +276,30 @@ def test_a_new_question_found_the_state_of_the_one_before() -> None:
 def answer(attention: Any, inputs: Inputs, meta: dict[Any, Any] | None = None) -> list[torch.Tensor]:
     meta = prepared(attention, inputs) if meta is None else meta
     return [attend(attention, call, meta) for call in steps(inputs, CONTEXT + QUESTION + 2)]
+
+
+def test_a_lane_depended_on_the_lanes_beside_it() -> None:
+    """Draws came from one stream for the whole batch. Here each row over a shared context equals itself alone."""
+    shared, lanes = sequence(), ["a", "b", "c"]
+    rows = [sequence(seed) for seed in range(1, 4)]
+    for row in rows:
+        row.keys[:, :, :CONTEXT], row.values[:, :, :CONTEXT] = (
+            shared.keys[:, :, :CONTEXT],
+            shared.values[:, :, :CONTEXT],
+        )
+    together = replace(
+        shared, **{name: torch.cat([getattr(row, name) for row in rows]) for name in ("queries", "keys", "values")}
+    )
+    for name, recipe in RECIPES.items():
+        attention = efficient(recipe())
+        state = prepared(attention, shared)
+        outputs = answer(attention, together, {**state, LANES_KEY: lanes})
+        for number, (lane, row) in enumerate(zip(lanes, rows, strict=True)):
+            for output, alone in zip(outputs, answer(attention, row, {**state, LANES_KEY: [lane]}), strict=True):
+                try:
+                    assert_near(output[number : number + 1], alone)
+                except AssertionError as error:
+                    raise AssertionError(f"{name}, lane {lane}: {error}") from error
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

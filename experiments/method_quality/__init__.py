@@ -1,0 +1,1 @@
+"""Score and output error of every method, over the density that it really reads."""
