@@ -52,10 +52,10 @@ OTHERS: dict[str, list[list[str]]] = {
             f"masker.adaptive.delta={error}",
         ]
         for heavy_size, base_rate, error in (
-            (0.005, 0.005, 0.5),
-            (0.02, 0.02, 0.3),
-            (0.05, 0.04, 0.1),
-            (0.1, 0.1, 0.05),
+            (0.005, 10, 0.5),
+            (0.02, 40, 0.3),
+            (0.05, 80, 0.1),
+            (0.1, 180, 0.05),
         )
     ],
     "sink+local+magicpig": [

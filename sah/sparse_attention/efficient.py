@@ -22,7 +22,8 @@ class EfficientAttention(ResearchAttention):
 
     The maskers choose lists, so that no mask, weight or probability of size kv_len is built beyond the scores that a
     method itself needs. Chunks of several queries choose their keys the same way and attend through a fused kernel
-    with a dense mask. No attention weights are returned and no gradient is promised: take `ResearchAttention` for
+    with a dense mask, and so does a decoded query whose mask a masker left dense (padding, or a sample of nearly all
+    keys). No attention weights are returned and no gradient is promised: take `ResearchAttention` for
     either.
 
     Args:
@@ -65,17 +66,18 @@ class EfficientAttention(ResearchAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend over a mask, reading at decode nothing that it does not keep; see `ResearchAttention.attend`."""
         sinks, softcap = kwargs.get("s_aux"), kwargs.get("softcap")
-        several, special = queries.shape[2] > 1, sinks is not None or softcap is not None
-        if dropout > 0 or (special and (several or mask.is_full)):
+        special = sinks is not None or softcap is not None
+        lists_fit = queries.shape[2] == 1 and mask.has_indices
+        if dropout > 0 or (special and not lists_fit):
             return super().attend(queries, keys, values, mask, allowed, scaling, dropout, **kwargs)
         everything = bool(allowed.all())
-        if several or (mask.is_full and not everything):
+        if queries.shape[2] == 1 and mask.is_full and everything:
+            return grouped_attention(queries, keys, values, None, scaling).transpose(1, 2).contiguous(), None
+        if not lists_fit:
             output = fused_attention(queries, keys, values, mask.to_dense() * allowed, scaling)
             return output.transpose(1, 2).contiguous(), None
-        if mask.is_full:
-            return grouped_attention(queries, keys, values, None, scaling).transpose(1, 2).contiguous(), None
         spans, lists = mask.spans, mask.lists
-        if not (everything and mask.has_indices):
+        if not everything:
             indices, probabilities = mask.to_indices()
             spans, lists = (), (KeyLists(indices, probabilities * gather_last(allowed, indices)),)
         output = attend_lists(

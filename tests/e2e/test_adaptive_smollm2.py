@@ -22,7 +22,7 @@ from tests.support.guarantee import DELTA, EPSILON, failure_rates
 
 pytestmark = pytest.mark.e2e
 
-LAYERS = [0, 1, 10, 29]
+LAYERS = [0, 1, 10, 21, 29]
 """The first layers spread their attention most widely, the middle ones least."""
 
 
@@ -65,4 +65,12 @@ def test_the_promise_fails_on_real_scores_without_a_top_k(first_decoded: dict[in
     """As the module's documentation says; each step of the paper's recipe is needed."""
     sampler = AdaptiveSamplingMaskerConfig(epsilon=EPSILON, delta=DELTA)
     rates = failure_rates(first_decoded[10], [SinkMaskerConfig(), LocalMaskerConfig(), sampler], layer=10, at_once=50)
+    assert max(rates["denominator"]) > DELTA, rates
+
+
+def test_the_promise_fails_on_real_scores_with_a_short_base_sample(first_decoded: dict[int, Inputs]) -> None:
+    """A twentieth of some 900 keys shows too little of the tail: hence `base_min`."""
+    before = [SinkMaskerConfig(), LocalMaskerConfig(), TopKMaskerConfig(heavy_size=0.05)]
+    sampler = AdaptiveSamplingMaskerConfig(epsilon=EPSILON, delta=DELTA, base_min=2)
+    rates = failure_rates(first_decoded[1], [*before, sampler], layer=1, at_once=50)
     assert max(rates["denominator"]) > DELTA, rates

@@ -29,8 +29,9 @@ class AdaptiveSamplingMaskerConfig(SelectiveMaskerConfig):
     """Keys drawn to estimate from, at least two: an int is a number of keys, a float a share of the residual."""
 
     base_min: int = 128
-    """Fewest keys that a share in `base_rate` stands for, as far as there are so many: fewer than about a hundred show
-    too little of a heavy tail for the promise to hold. A number in `base_rate` is taken as it is."""
+    """Fewest keys that a share in `base_rate` stands for, as far as there are so many: a few dozen show too little of a
+    heavy tail for the promise to hold (tests/e2e/test_adaptive_smollm2.py). A number in `base_rate` is taken as it
+    is."""
 
     epsilon: float = 0.05
     """Largest relative error promised, above 0 and below 1."""

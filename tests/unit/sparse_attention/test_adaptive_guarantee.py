@@ -69,7 +69,7 @@ def test_the_promise_holds_after_a_top_k(guarantee: str) -> None:
     )
     rates = failure_rates(inputs, [TopKMaskerConfig(heavy_size=0.05), adaptive(guarantee)])
     assert max(rates[guarantee]) <= DELTA, rates
-    assert sum(number > 150 for number in rates["kept"]) >= 3, (
+    assert sum(number > 250 for number in rates["kept"]) >= 3, (
         "some heads must have asked for more than the base sample"
     )
     assert max(rates["kept"]) < 900, "keeping everything would prove nothing"
