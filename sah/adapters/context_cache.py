@@ -37,9 +37,6 @@ class ContextCache:
     prefill_cpu_seconds: float = 0.0
     """CPU seconds of the prefill."""
 
-    state_seconds: float = 0.0
-    """Wall seconds that went into `context_state`."""
-
     context_state: dict[Any, Any] = field(default_factory=dict)
     """What methods derive from the context's keys alone; questions are given a view that refuses writes."""
 
@@ -68,10 +65,11 @@ class ContextStore:
 
     Sweeps read contexts in the same order again and again, for which keeping the first ones that fit is best: the
     least recently used one would always be the next one needed. Contexts of another group (model and data
-    set) make room.
+    set) make room. What settings derive from a kept context adds to it until the next `get`, which drops such state,
+    to be built again when needed, for as long as the store holds too much.
 
     Args:
-        capacity_bytes: Most bytes to keep; 0 keeps none.
+        capacity_bytes: Most bytes to keep at each `get`; 0 keeps none.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -90,6 +88,7 @@ class ContextStore:
             The cache, and whether it was there already.
         """
         key = (group, hashlib.sha256(context.encode()).hexdigest())
+        self._drop_states(asked=key)
         if key in self._entries:
             return self._entries[key], True
         cache = prefill(context)
@@ -107,6 +106,13 @@ class ContextStore:
     def nbytes(self) -> int:
         """Return the bytes of all kept contexts."""
         return sum(cache.nbytes() for cache in self._entries.values())
+
+    def _drop_states(self, asked: tuple[Hashable, str]) -> None:
+        """Drop derived state while there is too much, that of the context asked for last: it may be used at once."""
+        for key in sorted(self._entries, key=lambda key: key == asked):
+            if self.nbytes() <= self.capacity_bytes:
+                break
+            self._entries[key].context_state.clear()
 
     def clear(self) -> None:
         """Forget all contexts."""

@@ -67,6 +67,10 @@ class Answer:
     output_error_by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
     """The same for each head, (heads,), by layer."""
 
+    state_seconds: float | None = None
+    """Wall seconds spent before this question on deriving state (page bounds, signatures) from the context's keys, no
+    part of `question_seconds`; 0.0 where it was there already or none is needed, None for a dense answer."""
+
     @property
     def decode_ms_per_token(self) -> float | None:
         """Milliseconds a token after the first; None if there was no other."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,7 @@ from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import QUESTION, SparseAttentionConfig
+from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
 from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
@@ -228,26 +230,31 @@ class ModelAdapterHF(ModelAdapter):
                 return decode_greedily(*arguments, sparse_meta_data=None)
         dense_question = None if QUESTION in self.sparse_attention_config.phases else self.enable_dense_mode()
         with self.enable_sparse_mode():
-            self.prepare_context(cache)
+            state_seconds = self.prepare_context(cache)
             meta_data = self.new_meta_data(cache, ids)
             if attention_error:
                 seed = getattr(self.sparse_attention_config, "seed", 0)
                 meta_data[OUTPUT_ERROR_KEY] = OutputError(attention_error, seed, *meta_data[LANES_KEY])
             answer = decode_greedily(*arguments, meta_data, dense_question)
+        answer = dataclasses.replace(answer, state_seconds=state_seconds)
         if dense_question is None or len(answer.token_ids) > 1:
             self._check_sparse(answer.attention_calls)
         return answer
 
-    def prepare_context(self, cache: ContextCache) -> None:
+    def prepare_context(self, cache: ContextCache) -> float:
         """Derive what the recipe needs of a context's keys (page bounds, labels), once for all its questions.
 
-        `answer` does so by itself; what is there already stays. The time goes to `cache.state_seconds`.
+        `answer` does so by itself; what is there already stays.
 
         Args:
             cache: From `prefill`, of this model.
+
+        Returns:
+            Wall seconds that it took; 0.0 where there was nothing to derive.
         """
         if self.sparse_attention is None:
-            return
+            return 0.0
+        before = len(cache.context_state)
         with self.enable_sparse_mode():
             watch = Stopwatch(self._device)
             layers: list[Any] = cache.past_key_values.layers
@@ -255,7 +262,7 @@ class ModelAdapterHF(ModelAdapter):
                 if isinstance(layer, GrowingLayer) and layer.keys is not None:
                     keys = layer.keys[:, :, : cache.length]
                     self.sparse_attention.prepare_context(cache.context_state, layer_idx, keys)
-            cache.state_seconds += watch.read()[0]
+            return watch.read()[0] if len(cache.context_state) > before else 0.0
 
     def new_meta_data(self, cache: ContextCache, question_ids: list[int]) -> dict[Any, Any]:
         """Make the `sparse_meta_data` of one question over a context, as `answer` does.
@@ -267,7 +274,8 @@ class ModelAdapterHF(ModelAdapter):
         Returns:
             The dict, for all model calls of the question and no others.
         """
-        return self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
+        meta_data = self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
+        return {**meta_data, CONTEXT_LENGTH_KEY: cache.length}
 
     def process_request(self, request: Request) -> RequestResponse:
         """Answer all questions of a request over one dense prefill; see `ModelHubAdapterInterface.process_request`."""
@@ -287,7 +295,7 @@ class ModelAdapterHF(ModelAdapter):
         """Run transformers' own `generate` (sampling, stop strings, streamers) in the mode that is active.
 
         Inside `enable_sparse_mode()` all but the prompt's last token is prefilled dense, and that token and the answer
-        run sparse, whatever `phases` of the config says; outside everything is dense.
+        run sparse; with `phases=[decode]` that token runs dense as well. Outside everything is dense.
 
         Args:
             inputs: A prompt, tokenized as it is, or ids (1, length).
@@ -297,7 +305,7 @@ class ModelAdapterHF(ModelAdapter):
             What `model.generate` returns.
 
         Raises:
-            ConfigError: If sparse mode is asked for with beams or a batch.
+            ConfigError: If sparse mode is asked for with beams, a batch, or a way of decoding that takes tokens back.
             DataError: If the prompt is empty.
             ModelError: If sparse mode is on but no layer of the model called the attention.
         """
@@ -317,12 +325,30 @@ class ModelAdapterHF(ModelAdapter):
                 "Sparse generation keeps the state of one sequence, but a batch, beams or several return sequences "
                 "were asked for. Call it once for each prompt, with num_beams=1 and num_return_sequences=1."
             )
+        for name in ("prompt_lookup_num_tokens", "assistant_model"):
+            if kwargs.get(name, getattr(options, name, None)) is not None:
+                raise ConfigError(
+                    f"Sparse generation keeps a state that only grows, but {name} takes guessed tokens back. "
+                    f"Leave {name} out."
+                )
         past = new_cache(self.model.config)
         if ids.shape[1] > 1:
             self._prefill_ids(ids[0, :-1].tolist(), past)
         meta_data = self._meta_data({}, ids_digest(ids[0].tolist()))
 
+        dense_question = (
+            self.sparse_attention_config is not None and QUESTION not in self.sparse_attention_config.phases
+        )
+        question = ExitStack()
+        calls = 0
+
         def pass_on(_: Any, args: Any, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            nonlocal calls
+            calls += 1
+            if calls == 1 and dense_question:
+                question.enter_context(self.enable_dense_mode())
+                return args, call
+            question.close()
             return args, {**call, switch.META_DATA_KEY: meta_data}
 
         # `generate` refuses keyword arguments that it does not know, so they join at the model's door.
@@ -331,7 +357,9 @@ class ModelAdapterHF(ModelAdapter):
             output = self.model.generate(ids, past_key_values=past, **kwargs)
         finally:
             hook.remove()
-        self._check_sparse(meta_data[STATISTICS_KEY].calls())
+            question.close()
+        if calls > 1 or not dense_question:
+            self._check_sparse(meta_data[STATISTICS_KEY].calls())
         return output
 
     def count_prompt_tokens(self, context: str, question: str, answer_prefix: str = "") -> int:
@@ -367,7 +395,7 @@ class ModelAdapterHF(ModelAdapter):
     @staticmethod
     def _meta_data(context_state: dict[Any, Any], lane: str) -> dict[Any, Any]:
         return {
-            "context_state": MappingProxyType(context_state),
+            CONTEXT_STATE_KEY: MappingProxyType(context_state),
             LANES_KEY: [lane],
             STATISTICS_KEY: AttentionStatistics(),
         }

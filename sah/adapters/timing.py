@@ -158,8 +158,8 @@ class _Arm:
         self.mode = mode
         self.sparse_question = config is not None and QUESTION in config.phases
         self.density: float | None = None
-        self.cache = replace(cache, context_state={}, state_seconds=0.0)
-        adapter.prepare_context(self.cache)
+        self.cache = replace(cache, context_state={})
+        self.state_seconds = adapter.prepare_context(self.cache)
 
     @property
     def is_sparse(self) -> bool:
@@ -217,7 +217,7 @@ class _Arm:
 
     def times(self, samples: list[_Sample]) -> ArmTimes:
         """Summarise what was measured."""
-        return ArmTimes(_split(samples, 0), _split(samples, 1), self.cache.state_seconds, self.density)
+        return ArmTimes(_split(samples, 0), _split(samples, 1), self.state_seconds, self.density)
 
 
 def _split(samples: list[_Sample], clock: int) -> Split:

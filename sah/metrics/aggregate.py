@@ -50,6 +50,7 @@ MEASURES: tuple[str, ...] = (
     "density_measured",
     "attention_calls",
     "output_error",
+    "state_seconds",
     "question_seconds",
     "question_cpu_seconds",
     "decode_seconds",

@@ -106,6 +106,9 @@ class PredictionRow:
     prefill_cpu_seconds: float | None = None
     prefill_reused: bool | None = None
     """True when the context's cache was already there; means of prefill times leave such rows out."""
+    state_seconds: float | None = None
+    """Deriving state of the context's keys before this question, no part of `question_seconds`; 0.0 where it was there
+    already (from a question before, or a setting that shares it) or none is needed, None in a dense row."""
     question_seconds: float | None = None
     question_cpu_seconds: float | None = None
     decode_seconds: float | None = None

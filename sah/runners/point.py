@@ -226,6 +226,7 @@ def _answer(
         prefill_seconds=cache.prefill_seconds,
         prefill_cpu_seconds=cache.prefill_cpu_seconds,
         prefill_reused=reused,
+        state_seconds=answer.state_seconds,
         question_seconds=answer.question_seconds,
         question_cpu_seconds=answer.question_cpu_seconds,
         decode_seconds=answer.decode_seconds,

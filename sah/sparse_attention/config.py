@@ -234,6 +234,7 @@ def check_recipe(masker_configs: list[MaskerConfig]) -> None:
                 f"Instead, {instead}, or give them different layers."
             )
     _check_selections(masker_configs)
+    _check_samplers_last(masker_configs)
 
 
 def sharing_a_layer(masker_configs: list[MaskerConfig]) -> list[MaskerConfig]:
@@ -258,4 +259,17 @@ def _check_selections(masker_configs: list[MaskerConfig]) -> None:
                 "query head, so that the heads of one KV head would no longer share a set. "
                 f"Write {config.key('selection')}={HEAD}, or {before[0].key('selection')}={GROUP} where it has one, or "
                 "put it first"
+            )
+
+
+def _check_samplers_last(masker_configs: list[MaskerConfig]) -> None:
+    """Refuse keys chosen by score after a sample: one that was drawn would keep the weight 1/p of its draw."""
+    for position, config in enumerate(masker_configs):
+        later = [c for c in masker_configs[position + 1 :] if c.layer_set.overlaps(config.layer_set)]
+        behind = [c for c in later if not c.is_pattern]
+        if config.is_sampler and behind:
+            raise ConfigError(
+                f"{behind[0].name} comes after the sampler {config.name}. The keys it would choose weigh 1 where they "
+                "were not drawn and 1/p where they were, so that the estimate would have a bias. Allowed after a "
+                f"sampler: sink, local, causal. Put the sampler last: '[{behind[0].name},{config.name}]'"
             )

@@ -12,6 +12,10 @@ import torch
 CONTEXT_STATE_KEY = "context_state"
 """Key of `sparse_meta_data` that holds what was derived from the context's keys, read-only."""
 
+CONTEXT_LENGTH_KEY = "context_length"
+"""Key of `sparse_meta_data` that holds the number of keys that are the context. Where it is missing, the keys before
+the first call's queries are; the two differ where the question ran dense (`phases=[decode]`)."""
+
 
 @dataclass(frozen=True)
 class ContextPart:
@@ -125,8 +129,8 @@ class KeyStateMasker:
             keys: All keys, (batch, kv_heads, kv_len, head_dim).
             sparse_meta_data: State of the question at hand.
             layer_idx: The layer.
-            q_len: Queries of this call. Where no context was prepared, the keys before the first call's queries are
-                taken for it.
+            q_len: Queries of this call. Where neither a context was prepared nor `CONTEXT_LENGTH_KEY` tells its
+                length, the keys before the first call's queries are taken for it.
 
         Returns:
             What `fit` gave, and the units of all keys as tensors (batch, kv_heads, n, width) in order; together they
@@ -142,7 +146,8 @@ class KeyStateMasker:
             if context is not None:
                 own = OwnPart(context.fitted, context.units.shape[2])
             else:
-                own = OwnPart(self.fit(keys[:, :, : keys.shape[2] - q_len], layer_idx), 0)
+                length = sparse_meta_data.get(CONTEXT_LENGTH_KEY, keys.shape[2] - q_len)
+                own = OwnPart(self.fit(keys[:, :, :length], layer_idx), 0)
             own_states[self.key] = own
         if complete > own.end:
             own.append(self.derive(keys[:, :, own.end * self.unit : complete * self.unit], own.fitted, layer_idx))

@@ -15,7 +15,8 @@ def rounded_labels(labels: torch.Tensor, bits: int, direction: int = 0) -> torch
 
     Returns:
         The rounded labels in the labels' own type and shape, as a packed store of `bits` bits a value would give them
-        back. A bfloat16 result is rounded once more to bfloat16.
+        back. A bfloat16 result is rounded once more to bfloat16. The arithmetic itself may be off by its
+        last bit, also against the direction.
     """
     values = labels.float()
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)

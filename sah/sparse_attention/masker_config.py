@@ -27,6 +27,9 @@ class MaskerConfig(ValidatedConfig):
     masker: ClassVar[str] = ""
     is_sampler: ClassVar[bool] = False
 
+    is_pattern: ClassVar[bool] = False
+    """Whether the keys follow from positions alone, whatever is kept already."""
+
     layers: int | str | list[int] | None = field(default=None, kw_only=True)
     """Layers that this masker works in: `[0, 16]`, `"0-1"`, `"2-"`; None means all. A layer's recipe is made of the
     maskers that work in it."""
@@ -151,6 +154,11 @@ class ScoredMaskerConfig(SelectiveMaskerConfig, BudgetedMaskerConfig):
     group_score: str = field(default="mean", kw_only=True)
     """How `selection: group` combines the scores of a KV head's query heads: `mean`, `max`, or `softmax_mean` (the mean
     of each head's softmax over the scores)."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values; how a group's scores combine counts only where there are groups."""
+        values = super().identity()
+        return values if self.selection == GROUP else {k: v for k, v in values.items() if k != "group_score"}
 
     def validate(self) -> None:
         """Check the way of combining scores.

@@ -26,7 +26,7 @@ def choose_pages(scores: torch.Tensor, page_size: int, previous: Mask, add: torc
     room = _room(previous, lists, pages, page_size, scores.device)
     add = add.expand(batch, lists)
     partial = ((room > 0) & (room < page_size)).sum(-1).amax()
-    most = min(pages, -(-int(add.max()) // page_size) + int(partial) + 1)
+    most = min(pages, -(-int(add.max()) // page_size) + int(partial))
     scores = scores.masked_fill(room == 0, float("-inf"))
     order = scores.topk(most, dim=-1).indices
     room = room.expand(batch, lists, -1).gather(-1, order)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sah.sparse_attention.grouping import any_of_group, keeps_by_group
+from sah.sparse_attention.grouping import any_of_group
 from sah.sparse_attention.key_lists import KeyLists
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.randomness import draw_distinct
@@ -86,7 +86,8 @@ def pool_of_lists(previous: Mask, lists: int, generators: list[torch.Generator])
     """Find what is left of a mask in list form where every key is allowed; builds nothing of size kv_len.
 
     Args:
-        previous: What is kept already, with one query a row; see `fits_lists`.
+        previous: What is kept already, with one query a row, and lists that suit; see
+            `DrawingMasker.can_extend`.
         lists: heads, or kv_heads for one draw a KV head.
         generators: One a query row.
 
@@ -103,22 +104,6 @@ def pool_of_lists(previous: Mask, lists: int, generators: list[torch.Generator])
     empty = torch.empty(1, 1, 1, 0, dtype=torch.long, device=device)
     count = torch.full(shape[:-1], kv_len, device=device)
     return Pool(generators, count, torch.cat([part.expand(shape) for part in (empty, *taken)], dim=-1), None)
-
-
-def fits_lists(previous: Mask, allowed: torch.Tensor, lists: int) -> bool:
-    """Tell whether `pool_of_lists` can be used: one query a row, nothing forbidden, lists that suit.
-
-    Args:
-        previous: What is kept already.
-        allowed: Boolean, broadcastable to (batch, heads, q_len, kv_len).
-        lists: heads, or kv_heads for one draw a KV head.
-
-    Returns:
-        Whether it can.
-    """
-    one_query = previous.shape[2] == 1 and previous.has_indices
-    suits = lists == previous.shape[1] or keeps_by_group(previous, lists)
-    return one_query and suits and bool(allowed.all())
 
 
 def add_drawn(

@@ -203,6 +203,7 @@ def test_points_that_differ_in_their_number_of_examples_alone() -> None:
     assert "does not read what differs" not in done.text
 
 
+@pytest.mark.slow
 def test_every_masker_runs_as_it_stands() -> None:
     done = run("-m", "masker=glob(*)", "density=0.2")
     assert done.code == 0, done.text

@@ -173,6 +173,7 @@ def test_another_metric_is_scored_without_computing(work: Work) -> None:
     assert [before[name] for name in predictions] == [after[name] for name in predictions]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(work: Work) -> None:
     """A process forks one run after another and kills each with SIGKILL at a seeded moment."""
     assert run(*KILLED, "output_dir=undisturbed").code == 0

@@ -125,6 +125,7 @@ def test_rows_say_what_was_measured() -> None:
         assert set(row.density_by_phase) == {"question", "decode"}
         assert twin.density_requested is None
         assert twin.attention_calls == 0
+        assert (row.state_seconds, twin.state_seconds) == (0, None), "the recipe derives no state"
         # The question's call and one for each further token, in each of three layers.
         assert row.decode_steps is not None
         assert row.attention_calls == 3 * (1 + row.decode_steps)

@@ -162,11 +162,7 @@ DENSE_RECIPES: dict[str, Recipe] = {
     "all:sink+local+topk": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), TopKMaskerConfig(density=1.0)],
     "all:sink+local+random": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), RandomSamplingMaskerConfig(density=1.0)],
     "all:topk+random": lambda: [TopKMaskerConfig(heavy_size=3), RandomSamplingMaskerConfig(density=1.0)],
-    "all:random+topk": lambda: [RandomSamplingMaskerConfig(sampling_rate=0.3), TopKMaskerConfig(heavy_size=1.0)],
 }
-
-NEVER_DENSE = {"all:random+topk"}
-"""Recipes that keep every key, but some of them with an inclusion probability below 1."""
 
 
 @dataclass(frozen=True)

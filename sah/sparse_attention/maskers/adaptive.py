@@ -41,18 +41,17 @@ from sah.sparse_attention.kernels.scores import attention_logits, cap_logits
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import to_heads
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.masker_config import GROUP, MaskerConfig
+from sah.sparse_attention.masker_config import MaskerConfig
 from sah.sparse_attention.maskers.adaptive_config import DENOMINATOR, AdaptiveSamplingMaskerConfig
-from sah.sparse_attention.maskers.base import SamplingMasker
-from sah.sparse_attention.pool import Pool, add_drawn, fits_lists, pool_of_lists, pool_of_mask, share_drawn
-from sah.sparse_attention.randomness import row_generators
+from sah.sparse_attention.maskers.base import DrawingMasker
+from sah.sparse_attention.pool import Pool, add_drawn, share_drawn
 from sah.sparse_attention.sample_size import KeysRead, keys_needed
 
 FEW_ROWS = 1 << 16
 """Keys that are read one by one however many there are in all."""
 
 
-class AdaptiveSamplingMasker(SamplingMasker):
+class AdaptiveSamplingMasker(DrawingMasker):
     """Draws residual keys until the estimate is as exact as promised."""
 
     config: AdaptiveSamplingMaskerConfig
@@ -76,10 +75,7 @@ class AdaptiveSamplingMasker(SamplingMasker):
         """Draw from the residual; see `ResearchMasker.add_mask`."""
         if previous_mask.is_full:
             return previous_mask
-        generators = row_generators(
-            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
-        )
-        pool = pool_of_mask(previous_mask, attention_mask, self._lists(queries, keys), generators)
+        pool = self.pool(queries, keys, attention_mask, sparse_meta_data, previous_mask, kwargs["layer_idx"])
         logits = attention_logits(queries, keys, scaling, kwargs.get("softcap"))
         kept = KeysRead(logits, _weights(previous_mask.to_dense() * attention_mask), values)
 
@@ -106,14 +102,12 @@ class AdaptiveSamplingMasker(SamplingMasker):
         Where so much is drawn that reading all keys once is less than reading those of each list, all are read, and
         the mask is dense.
         """
-        lists = self._lists(queries, keys)
-        if previous_mask.is_full or not fits_lists(previous_mask, attention_mask, lists):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
             arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
-        generators = row_generators(
-            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        pool = self.pool(
+            queries, keys, attention_mask, sparse_meta_data, previous_mask, kwargs["layer_idx"], as_lists=True
         )
-        pool = pool_of_lists(previous_mask, lists, generators)
         with_values = self.config.guarantee != DENOMINATOR
         reader = _ListReader(queries, keys, values, scaling, kwargs.get("softcap"), with_values, self._workspace)
         sample = self._draw(pool, reader.kept(previous_mask), reader.base, kwargs.get("s_aux"))
@@ -123,11 +117,8 @@ class AdaptiveSamplingMasker(SamplingMasker):
         if reader.reads_all(sample.indices):
             mask = add_drawn(previous_mask, sample.indices, sample.used, probability)
             return Mask.from_dense(previous_mask.shape, mask.to_dense())
-        logits = reader.logits_of(sample.indices) if lists == queries.shape[1] else None
+        logits = reader.logits_of(sample.indices) if not self.by_group else None
         return add_drawn(previous_mask, sample.indices, sample.used, probability, logits)
-
-    def _lists(self, queries: torch.Tensor, keys: torch.Tensor) -> int:
-        return keys.shape[1] if self.config.selection == GROUP else queries.shape[1]
 
     def _draw(
         self,

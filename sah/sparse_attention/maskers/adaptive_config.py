@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sah.config.values import check_count, check_size
 from sah.errors import bad_value
@@ -42,6 +42,11 @@ class AdaptiveSamplingMaskerConfig(SelectiveMaskerConfig):
     guarantee: str = DENOMINATOR
     """What the error is promised for: `denominator` (the sum of exponentials), `numerator` (their sum times the values)
     or `output` (attention itself)."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values; the floor of the base sample counts only where a share is given."""
+        values = super().identity()
+        return {k: v for k, v in values.items() if k != "base_min"} if isinstance(self.base_rate, int) else values
 
     def validate(self) -> None:
         """Check the numbers and the guarantee.

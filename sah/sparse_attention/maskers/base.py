@@ -14,7 +14,9 @@ from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_
 from sah.sparse_attention.kernels.largest import largest
 from sah.sparse_attention.key_lists import KeyLists, to_heads
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig
+from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig, SelectiveMaskerConfig
+from sah.sparse_attention.pool import Pool, pool_of_lists, pool_of_mask
+from sah.sparse_attention.randomness import row_generators
 
 
 class ResearchMasker(ABC):
@@ -141,14 +143,10 @@ class FixedMasker(ResearchMasker):
         return previous_mask.merge(Mask.from_spans(previous_mask.shape, spans, previous_mask.device))
 
 
-class TopKMasker(ResearchMasker):
-    """Adds keys up to a budget, best first."""
+class SelectiveMasker(ResearchMasker):
+    """Chooses keys for every query head, or one set for all query heads of a KV head."""
 
-    config: ScoredMaskerConfig
-
-    def budget(self) -> tuple[float | None, int | float | None]:
-        """Return the density of the whole mask and the own size; one of them is None."""
-        return self.config.density, self.config.heavy_size
+    config: SelectiveMaskerConfig
 
     @property
     def by_group(self) -> bool:
@@ -158,6 +156,16 @@ class TopKMasker(ResearchMasker):
     def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> bool:
         """Tell whether lists can be added to a mask: by KV head only where keys are kept and allowed so."""
         return not self.by_group or (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, kv_heads))
+
+
+class TopKMasker(SelectiveMasker):
+    """Adds keys up to a budget, best first."""
+
+    config: ScoredMaskerConfig
+
+    def budget(self) -> tuple[float | None, int | float | None]:
+        """Return the density of the whole mask and the own size; one of them is None."""
+        return self.config.density, self.config.heavy_size
 
     def wanted(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> tuple[torch.Tensor, bool]:
         """Apply the budget to a mask that can be extended.
@@ -282,6 +290,46 @@ class SamplingMasker(ResearchMasker):
     """Draws keys at random and records the probability of each draw. At most one stands in a recipe."""
 
 
+class DrawingMasker(SelectiveMasker, SamplingMasker):
+    """Draws uniformly and without replacement from the keys that are not kept yet."""
+
+    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> bool:
+        """Tell whether `pool_of_lists` can be used: one query a row, nothing forbidden, lists that suit."""
+        one_query = previous_mask.shape[2] == 1 and previous_mask.has_indices
+        return one_query and super().can_extend(previous_mask, attention_mask, kv_heads) and bool(attention_mask.all())
+
+    def pool(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        attention_mask: torch.Tensor,
+        sparse_meta_data: dict[Any, Any],
+        previous_mask: Mask,
+        layer_idx: int,
+        *,
+        as_lists: bool = False,
+    ) -> Pool:
+        """Find the keys that may be drawn.
+
+        Args:
+            queries: (batch, heads, q_len, head_dim).
+            keys: (batch, kv_heads, kv_len, head_dim).
+            attention_mask: Boolean, broadcastable to (batch, heads, q_len, kv_len).
+            sparse_meta_data: State of the question at hand.
+            previous_mask: What is kept already.
+            layer_idx: The layer.
+            as_lists: Whether the mask can be extended (see `can_extend`), so that nothing of size kv_len is built.
+
+        Returns:
+            The pool, with a list for each query head, or each KV head with `selection: group`.
+        """
+        lists = keys.shape[1] if self.by_group else queries.shape[1]
+        generators = row_generators(self.seed, self.key, layer_idx, sparse_meta_data, attention_mask, len(queries))
+        if as_lists:
+            return pool_of_lists(previous_mask, lists, generators)
+        return pool_of_mask(previous_mask, attention_mask, lists, generators)
+
+
 def best_of_residual(scores: torch.Tensor, residual: torch.Tensor, add: torch.Tensor) -> torch.Tensor:
     """Choose the best residual keys of every row, the earlier key where scores are equal.
 
@@ -346,7 +394,8 @@ def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, a
         weakest = values.topk(most, dim=-1, largest=False).indices
         used = torch.arange(most, device=scores.device) >= surplus.unsqueeze(-1)
         probabilities = torch.ones(indices.shape, device=scores.device).scatter_(-1, weakest, used.float())
-        values = values.masked_fill(probabilities == 0, 0.0)
+        if are_logits:
+            values = values.masked_fill(probabilities == 0, 0.0)
     return previous.extend(KeyLists(indices, probabilities, values if are_logits else None))
 
 

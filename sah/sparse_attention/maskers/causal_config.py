@@ -14,3 +14,4 @@ class CausalMaskerConfig(MaskerConfig):
 
     name: ClassVar[str] = "causal"
     masker: ClassVar[str] = "sah.sparse_attention.maskers.causal.CausalMasker"
+    is_pattern: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sah.errors import ConfigError
+from sah.errors import ConfigError, bad_value
 from sah.sparse_attention.kernels.scores import attention_logits
 from sah.sparse_attention.key_lists import to_heads
 from sah.sparse_attention.key_state import KeyStateMasker
@@ -92,5 +92,9 @@ class DoubleSparsityTopKMasker(KeyStateMasker, KeyScoreMasker):
                 f"{self.config.key('channels')}: there is no order of channels for layer {layer_idx}. Run the recipe "
                 f"through an adapter, which calibrates them, or write {self.config.key('channels')}=<file.safetensors>"
             )
-        width = max(1, keys.shape[3] // self.config.group_factor)
+        head_dim, factor = keys.shape[3], self.config.group_factor
+        if factor > head_dim:
+            key = self.config.key("group_factor")
+            raise bad_value(key, factor, f"1 to the model's head_dim of {head_dim}", f"{key}=8")
+        width = head_dim // factor
         return order[:, :width].to(keys.device)

@@ -15,6 +15,7 @@ class LocalMaskerConfig(MaskerConfig):
 
     name: ClassVar[str] = "local"
     masker: ClassVar[str] = "sah.sparse_attention.maskers.local.LocalMasker"
+    is_pattern: ClassVar[bool] = True
 
     window_size: int | float = 64
     """Keys to keep, the query's own included: an int is a number of keys, a float a share of the allowed ones."""

@@ -36,7 +36,7 @@ import torch
 from sah.sparse_attention.kernels.gather import gather_rows
 from sah.sparse_attention.kernels.scores import group_size
 from sah.sparse_attention.key_lists import KeyLists
-from sah.sparse_attention.key_state import CONTEXT_STATE_KEY, KeyStateMasker
+from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY, KeyStateMasker
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import SamplingMasker, hide_kept
 from sah.sparse_attention.maskers.magicpig_config import MagicPigConfig
@@ -207,13 +207,15 @@ class MagicPig(KeyStateMasker, SamplingMasker):
         return mean
 
     def _context_length(self, before: int, sparse_meta_data: dict[Any, Any], layer_idx: int) -> int:
-        """Return how many of the keys are the context: those before this question's first call.
+        """Return how many of the keys are the context; where nobody says it, those before the question's first call.
 
         Args:
             before: Keys before the queries at hand.
-            sparse_meta_data: State of the question; the number is kept in it.
+            sparse_meta_data: State of the question; a number found out here is kept in it.
             layer_idx: The layer.
         """
+        if CONTEXT_LENGTH_KEY in sparse_meta_data:
+            return int(sparse_meta_data[CONTEXT_LENGTH_KEY])
         prepared = (sparse_meta_data.get(CONTEXT_STATE_KEY) or {}).get((self.state_identity(), layer_idx))
         if prepared is not None:
             return int(prepared.units.shape[2])

@@ -20,7 +20,8 @@ class QuestTopKMaskerConfig(ScoredMaskerConfig):
     """Keys of a page. The paper uses 16."""
 
     label_bits: int | None = None
-    """Bits a bound is rounded to, outwards, so that it stays one; None keeps the keys' own type, as the paper does."""
+    """Bits a bound is rounded to, outwards, so that it stays one but for the last bit of the arithmetic; None keeps the
+    keys' own type, as the paper does."""
 
     def validate(self) -> None:
         """Check page and bits.

@@ -14,14 +14,12 @@ import torch
 
 from sah.sparse_attention.budget import keys_to_add
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.masker_config import GROUP
-from sah.sparse_attention.maskers.base import SamplingMasker
+from sah.sparse_attention.maskers.base import DrawingMasker
 from sah.sparse_attention.maskers.random_config import RandomSamplingMaskerConfig
-from sah.sparse_attention.pool import Pool, add_drawn, fits_lists, pool_of_lists, pool_of_mask, share_drawn
-from sah.sparse_attention.randomness import row_generators
+from sah.sparse_attention.pool import Pool, add_drawn, share_drawn
 
 
-class RandomSamplingMasker(SamplingMasker):
+class RandomSamplingMasker(DrawingMasker):
     """Draws a number of residual keys that the config fixes."""
 
     config: RandomSamplingMaskerConfig
@@ -41,10 +39,7 @@ class RandomSamplingMasker(SamplingMasker):
         """Draw from the residual; see `ResearchMasker.add_mask`."""
         if previous_mask.is_full:
             return previous_mask
-        generators = row_generators(
-            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
-        )
-        pool = pool_of_mask(previous_mask, attention_mask, self._lists(queries, keys), generators)
+        pool = self.pool(queries, keys, attention_mask, sparse_meta_data, previous_mask, kwargs["layer_idx"])
         return self._draw(pool, self._draws(pool), previous_mask)
 
     def add_indices(
@@ -60,21 +55,16 @@ class RandomSamplingMasker(SamplingMasker):
         **kwargs: Any,
     ) -> Mask:
         """Draw from the residual as index lists; plain twin: `add_mask`."""
-        lists = self._lists(queries, keys)
-        if previous_mask.is_full or not fits_lists(previous_mask, attention_mask, lists):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
             arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
-        generators = row_generators(
-            self.seed, self.key, kwargs["layer_idx"], sparse_meta_data, attention_mask, len(queries)
+        pool = self.pool(
+            queries, keys, attention_mask, sparse_meta_data, previous_mask, kwargs["layer_idx"], as_lists=True
         )
-        pool = pool_of_lists(previous_mask, lists, generators)
         draws = self._draws(pool)
         if previous_mask.is_certain and torch.equal(draws, pool.size):
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
         return self._draw(pool, draws, previous_mask)
-
-    def _lists(self, queries: torch.Tensor, keys: torch.Tensor) -> int:
-        return keys.shape[1] if self.config.selection == GROUP else queries.shape[1]
 
     def _draws(self, pool: Pool) -> torch.Tensor:
         return keys_to_add(self.config.density, self.config.sampling_rate, pool.allowed, pool.allowed - pool.size)

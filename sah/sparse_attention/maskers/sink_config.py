@@ -15,6 +15,7 @@ class SinkMaskerConfig(MaskerConfig):
 
     name: ClassVar[str] = "sink"
     masker: ClassVar[str] = "sah.sparse_attention.maskers.sink.SinkMasker"
+    is_pattern: ClassVar[bool] = True
 
     sink_size: int | float = 4
     """Keys to keep: an int is a number of keys, a float a share of the allowed ones. The paper uses 4."""

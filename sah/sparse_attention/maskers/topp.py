@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
-from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_group
-from sah.sparse_attention.kernels.scores import attention_logits
+from sah.sparse_attention.grouping import any_of_group, combine_heads
+from sah.sparse_attention.kernels.scores import attention_logits, group_size
 from sah.sparse_attention.key_lists import to_heads
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.masker_config import GROUP
-from sah.sparse_attention.maskers.base import ResearchMasker, best_of_residual, extend_by_best, hide_kept
+from sah.sparse_attention.maskers.base import SelectiveMasker, best_of_residual, extend_by_best, hide_kept
 from sah.sparse_attention.maskers.topp_config import TopPMaskerConfig
 
 
-class TopPMasker(ResearchMasker):
-    """Adds the fewest residual keys with which the whole mask reaches `top_p` of the softmax mass."""
+class TopPMasker(SelectiveMasker):
+    """Adds the fewest residual keys with which the whole mask reaches `top_p` of the softmax mass.
+
+    With `selection: group` the mean of the masses of a KV head's query heads decides.
+    """
 
     config: TopPMaskerConfig
 
@@ -41,7 +43,7 @@ class TopPMasker(ResearchMasker):
         if previous_mask.is_full:
             return previous_mask
         mass, kept, allowed = (
-            self._mass(queries, keys, attention_mask, scaling, kwargs),
+            self._mass(queries, keys, attention_mask, scaling, kwargs.get("softcap")),
             previous_mask.to_dense() > 0,
             attention_mask,
         )
@@ -66,32 +68,45 @@ class TopPMasker(ResearchMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the heaviest residual keys as lists; plain twin: `add_mask`."""
-        arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
-        if previous_mask.is_full:
-            return previous_mask
-        if self.by_group and not (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, keys.shape[1])):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
+            arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
-        mass = self._mass(queries, keys, attention_mask, scaling, kwargs)
-        total = mass.sum(-1, keepdim=True)
+        group, kv_heads = group_size(queries, keys), keys.shape[1]
+        lists = 1 if self.by_group else group
+        batch, heads, q_len, kv_len = previous_mask.shape
+        allowed = attention_mask.expand(-1, heads, -1, -1)
+        # KV head by KV head, so that only the masses are ever held for all heads.
+        mass = torch.empty(batch, kv_heads * lists, q_len, kv_len, dtype=torch.double, device=keys.device)
+        for head, piece in enumerate(torch.split(mass, lists, dim=1)):
+            mine = slice(head * group, (head + 1) * group)
+            piece[:] = self._mass(
+                queries[:, mine], keys[:, head : head + 1], allowed[:, mine], scaling, kwargs.get("softcap")
+            )
+        totals = mass.sum(-1, keepdim=True)
         hide_kept(mass, attention_mask, previous_mask)
-        residual = (mass > float("-inf")).sum(-1)
-        left = mass.clamp(min=0.0)
-        needed = self.config.top_p - (total - left.sum(-1, keepdim=True))
-        add = self._smallest_count(_largest_until(left, needed), needed, residual)
+        pieces = zip(torch.split(mass, lists, dim=1), torch.split(totals, lists, dim=1), strict=True)
+        add = torch.cat([self._to_add(piece, total) for piece, total in pieces], dim=1)
         return extend_by_best(previous_mask, mass, add)
 
-    @property
-    def by_group(self) -> bool:
-        """Whether the query heads of a KV head share one set of keys: the mean of their masses decides."""
-        return self.config.selection == GROUP
-
     def _mass(
-        self, queries: torch.Tensor, keys: torch.Tensor, allowed: torch.Tensor, scaling: float, kwargs: dict[str, Any]
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        allowed: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
     ) -> torch.Tensor:
-        logits = attention_logits(queries, keys, scaling, kwargs.get("softcap")).masked_fill(~allowed, float("-inf"))
+        logits = attention_logits(queries, keys, scaling, softcap).masked_fill(~allowed, float("-inf"))
         # A padded query allows no key: its softmax is undefined and holds no mass.
         mass = torch.softmax(logits.double(), dim=-1).nan_to_num(0.0)
         return combine_heads(mass, keys.shape[1], "mean") if self.by_group else mass
+
+    def _to_add(self, mass: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """Count the keys to add, by masses that are minus infinity for keys that may not be chosen."""
+        residual = (mass > float("-inf")).sum(-1)
+        left = mass.clamp(min=0.0)
+        needed = self.config.top_p - (total - left.sum(-1, keepdim=True))
+        return self._smallest_count(_largest_until(left, needed), needed, residual)
 
     def _smallest_count(self, ordered: torch.Tensor, needed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Count how many of the masses, largest first, it takes to reach what is needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sah.adapters.context_cache import ContextCache, ContextStore, ids_digest
+from sah.sparse_attention import EfficientAttentionConfig, MagicPigConfig
 from tests.support.models import CONTEXT, QUESTIONS, adapter, dense_adapter
 
 CONTEXTS = [f"{CONTEXT} Variation {i} of them." for i in range(4)]
@@ -105,6 +106,50 @@ def test_the_cap_is_on_memory_really_held() -> None:
         if store.get("g", context, prefill)[1]:
             kept.append(cache)
     assert held_bytes(kept) <= store.capacity_bytes
+
+
+def derive(cache: ContextCache, tables: int) -> float:
+    """Derive the state of a setting, which no other number of tables shares."""
+    config = EfficientAttentionConfig(masker_configs=[MagicPigConfig(lsh_l=tables, lsh_k=4)])
+    return dense_adapter().with_sparse_attention(config).prepare_context(cache)
+
+
+def test_derived_state_gives_way_that_of_the_context_asked_for_last() -> None:
+    prefill, prefilled = counting()
+    store = ContextStore(1 << 30)
+    first, second, third = (store.get("g", context, prefill)[0] for context in CONTEXTS[:3])
+    contexts = store.nbytes()
+    for cache in (first, second, third):
+        derive(cache, 4)
+    state = (store.nbytes() - contexts) // 3
+    assert state > 0
+
+    store.capacity_bytes = store.nbytes()
+    store.get("g", CONTEXTS[0], prefill)
+    assert first.context_state and second.context_state and third.context_state
+    store.capacity_bytes = contexts + int(2.5 * state)
+    store.get("g", CONTEXTS[0], prefill)
+    assert first.context_state and not second.context_state and third.context_state
+    store.capacity_bytes = contexts + state // 2
+    store.get("g", CONTEXTS[0], prefill)
+    assert not (first.context_state or second.context_state or third.context_state)
+    assert store.nbytes() == contexts
+    assert prefilled == CONTEXTS[:3], "contexts stay"
+
+
+def test_state_of_many_settings_does_not_pile_up() -> None:
+    prefill, _ = counting()
+    store = ContextStore(1 << 30)
+    for context in CONTEXTS[:2]:
+        store.get("g", context, prefill)
+    store.capacity_bytes = store.nbytes()
+    for tables in (40, 50, 60):
+        for context in CONTEXTS[:2]:
+            cache, _ = store.get("g", context, prefill)
+            assert store.nbytes() <= store.capacity_bytes
+            assert derive(cache, tables) > 0
+            assert derive(cache, tables) == 0, "it is there"
+    assert store.nbytes() > store.capacity_bytes, "what the last setting derived was measured at no `get`"
 
 
 def test_clear() -> None:

@@ -10,7 +10,15 @@ import torch
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
 from sah.errors import ConfigError, ModelError
-from sah.sparse_attention import CausalMaskerConfig, LocalMaskerConfig, SinkMaskerConfig, TopKMaskerConfig
+from sah.sparse_attention import (
+    CausalMaskerConfig,
+    LocalMaskerConfig,
+    MagicPigConfig,
+    SinkMaskerConfig,
+    TopKMaskerConfig,
+)
+from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.research import ResearchAttention
 from tests.support.models import (
     CONTEXT,
     EXECUTION_CONFIGS,
@@ -89,6 +97,30 @@ def test_decode_only_equals_the_same_steps_by_hand(family: str, execution: str) 
         assert answer.token_ids == expected[: len(answer.token_ids)]
 
 
+def test_the_context_ends_where_it_does_though_the_question_ran_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a method derives from the context (here a mean) leaves the question out, in both executions."""
+    record = ResearchAttention.record_density
+    kept: list[torch.Tensor] = []
+
+    def keep(self: ResearchAttention, mask: Mask, *more: Any) -> None:
+        kept.append(mask.to_dense())
+        record(self, mask, *more)
+
+    monkeypatch.setattr(ResearchAttention, "record_density", keep)
+    cache = dense_adapter().prefill(CONTEXT)
+    for question in QUESTIONS:
+        answers, masks = [], []
+        for execution in EXECUTION_CONFIGS:
+            own = sparse(recipe=[MagicPigConfig(lsh_l=40, lsh_k=4)], execution=execution, **DECODE_ONLY)
+            kept.clear()
+            answers.append(own.answer(cache, question, max_new_tokens=8))
+            masks.append(list(kept))
+        assert answers[0].token_ids == answers[1].token_ids
+        assert answers[0].density == pytest.approx(answers[1].density)
+        assert len(masks[0]) == answers[0].attention_calls > 0
+        assert all(torch.equal(a > 0, b > 0) for a, b in zip(*masks, strict=True))
+
+
 def test_the_phases_differ_in_what_they_do() -> None:
     cache = dense_adapter().prefill(CONTEXT)
     dense, decode, both = (
@@ -149,13 +181,28 @@ def test_questions_do_not_depend_on_one_another_when_only_decoding_is_sparse() -
 
 
 @pytest.mark.parametrize("phases", [["question", "decode"], ["decode"]], ids="+".join)
-def test_generate_runs_all_but_the_last_prompt_token_dense_whatever_the_phases(phases: list[str]) -> None:
+def test_generate_runs_the_prompts_last_token_by_the_phases(phases: list[str]) -> None:
     own = sparse(phases=phases)
     ids = torch.tensor([own.prompts.prompt_ids(CONTEXT, QUESTIONS[0])])
     with own.enable_sparse_mode(), recorded_calls(own.model.model) as calls:
         own.generate(ids, max_new_tokens=3, do_sample=False)
     assert [call["tokens"] for call in calls] == [ids.shape[1] - 1, 1, 1, 1]
-    assert [call["implementation"].startswith("sah") for call in calls] == [False, True, True, True]
+    assert [call["implementation"].startswith("sah") for call in calls] == [False, "question" in phases, True, True]
+
+
+def test_generate_of_one_token_may_run_dense_altogether() -> None:
+    own = sparse(**DECODE_ONLY)
+    ids = torch.tensor([own.prompts.prompt_ids(CONTEXT, QUESTIONS[0])])
+    with own.enable_sparse_mode():
+        sparse_ids = own.generate(ids, max_new_tokens=1, do_sample=False)
+    assert torch.equal(sparse_ids, dense_adapter().generate(ids, max_new_tokens=1, do_sample=False))
+
+
+def test_generate_refuses_decoding_that_takes_tokens_back() -> None:
+    own = sparse()
+    ids = torch.tensor([own.prompts.prompt_ids(CONTEXT, QUESTIONS[0])])
+    with own.enable_sparse_mode(), pytest.raises(ConfigError, match="prompt_lookup_num_tokens takes guessed tokens"):
+        own.generate(ids, max_new_tokens=3, prompt_lookup_num_tokens=2)
 
 
 @executions

@@ -9,7 +9,12 @@ import pytest
 
 from sah.adapters.base import Request, RequestResponse
 from sah.errors import ConfigError, DataError, StateError
-from sah.sparse_attention import EfficientAttentionConfig, LocalMaskerConfig, ResearchAttentionConfig
+from sah.sparse_attention import (
+    EfficientAttentionConfig,
+    LocalMaskerConfig,
+    QuestTopKMaskerConfig,
+    ResearchAttentionConfig,
+)
 from tests.support.models import (
     CONTEXT,
     EXECUTION_CONFIGS,
@@ -183,8 +188,18 @@ def test_what_an_answer_tells() -> None:
         assert answer.density_by_phase["decode"] == pytest.approx(sum(shares[n:]) / steps)
         assert answer.question_seconds > 0
         assert answer.decode_seconds > 0
+        assert answer.state_seconds == 0
     dense = dense_adapter().answer(cache, QUESTIONS[0], max_new_tokens=5)
-    assert (dense.density, dense.attention_calls) == (None, 0)
+    assert (dense.density, dense.attention_calls, dense.state_seconds) == (None, 0, None)
+
+
+def test_the_first_answer_over_a_context_tells_what_its_state_took() -> None:
+    cache = dense_adapter().prefill(CONTEXT)
+    for size in (4, 8):
+        config = EfficientAttentionConfig(masker_configs=[QuestTopKMaskerConfig(heavy_size=8, page_size=size)])
+        own = dense_adapter().with_sparse_attention(config)
+        first, second = (own.answer(cache, question, max_new_tokens=2).state_seconds for question in QUESTIONS[:2])
+        assert first is not None and first > 0 == second
 
 
 def test_an_answer_prefix_follows_the_assistant_s_header() -> None:

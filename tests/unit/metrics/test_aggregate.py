@@ -30,8 +30,12 @@ def test_failures_are_counted_apart_and_never_scored_zero() -> None:
 
 
 def test_measures_are_means_of_what_was_measured() -> None:
-    first: dict[str, Any] = {"density_measured": 0.1, "density_by_phase": {"question": 0.1, "decode": None}}
-    second: dict[str, Any] = {"density_measured": 0.3, "density_by_phase": {"question": 0.3}}
+    first: dict[str, Any] = {
+        "density_measured": 0.1,
+        "state_seconds": 0.5,
+        "density_by_phase": {"question": 0.1, "decode": None},
+    }
+    second: dict[str, Any] = {"density_measured": 0.3, "state_seconds": 0.0, "density_by_phase": {"question": 0.3}}
     rows = [
         _row("a", prefill_seconds=4.0, prefill_reused=False, decode_seconds=1.0, decode_steps=9, **first),
         _row("a", 1, prefill_seconds=0.0, prefill_reused=True, decode_seconds=0.2, decode_steps=1, **second),
@@ -42,6 +46,7 @@ def test_measures_are_means_of_what_was_measured() -> None:
     summary = summarise(scored_rows(rows, {}))
     assert summary["measures"]["density_measured"] == pytest.approx(0.2)
     assert summary["measures"]["question_seconds"] is None
+    assert summary["measures"]["state_seconds"] == 0.25
     assert summary["density_by_phase"] == {"question": pytest.approx(0.2), "decode": None}
     assert summary["prefill"] == {"seconds": 4.0, "cpu_seconds": None, "count": 1, "reused": 1}
     assert summary["decode_ms_per_token"] == pytest.approx(120.0)

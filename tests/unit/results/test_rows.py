@@ -35,6 +35,13 @@ def test_a_number_that_is_not_finite_is_stored_as_not_measured() -> None:
     assert PredictionRow.from_json(json.loads(json_line(row.to_json()))).decode_seconds is None
 
 
+def test_a_row_written_before_a_field_was_added_has_not_measured_it() -> None:
+    data = PredictionRow(example_key="a", question_index=0, status="ok", state_seconds=0.5).to_json()
+    assert PredictionRow.from_json(data).state_seconds == 0.5
+    del data["state_seconds"]
+    assert PredictionRow.from_json(data).state_seconds is None
+
+
 def test_plain_json_takes_what_metadata_may_hold() -> None:
     assert plain_json({1: (Path("/x"), {2, 1}), "n": math.inf}) == {"1": ["/x", [1, 2]], "n": None}
 

@@ -26,7 +26,7 @@ from sah.sparse_attention import (
     TopKMaskerConfig,
     TopPMaskerConfig,
 )
-from sah.sparse_attention.config import SparseAttentionConfig
+from sah.sparse_attention.config import SparseAttentionConfig, check_recipe
 from sah.sparse_attention.discovery import masker_configs
 
 SHARES = [
@@ -251,3 +251,30 @@ def test_configs_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("behind", ["topk", "topp", "quest", "double_sparsity", "streaming_llm"])
+@pytest.mark.parametrize("sampler", ["random", "adaptive", "magicpig"])
+def test_a_sampler_stands_last_but_for_fixed_patterns(sampler: str, behind: str) -> None:
+    """A key that was drawn before it is chosen would keep the weight of its draw."""
+    found = masker_configs()
+    sizes: dict[str, dict[str, Any]] = {"random": {"sampling_rate": 0.1}, "topp": {}, "adaptive": {}, "magicpig": {}}
+    recipe = [found[name](**sizes.get(name, {"density": 0.2})) for name in (sampler, behind)]
+    with pytest.raises(ConfigError, match=rf"{behind} comes after the sampler {sampler}.*'\[{behind},{sampler}\]'"):
+        check_recipe(recipe)
+    check_recipe(recipe[::-1])
+    check_recipe([recipe[0], found["sink"](), found["local"]()])
+    found_apart = [
+        found[sampler](**sizes[sampler], layers="0-1"),
+        found[behind](**sizes.get(behind, {"density": 0.2}), layers="2-"),
+    ]
+    check_recipe(found_apart)
+
+
+def test_values_that_are_not_read_are_no_part_of_the_identity() -> None:
+    topk, adaptive = masker_configs()["topk"], masker_configs()["adaptive"]
+    assert topk(density=0.1, group_score="max").identity() == topk(density=0.1).identity()  # type: ignore[call-arg]
+    by_group = [topk(density=0.1, selection="group", group_score=how).identity() for how in ("max", "mean")]  # type: ignore[call-arg]
+    assert by_group[0] != by_group[1]
+    assert adaptive(base_rate=100, base_min=5).identity() == adaptive(base_rate=100).identity()  # type: ignore[call-arg]
+    assert adaptive(base_min=5).identity() != adaptive().identity()  # type: ignore[call-arg]

@@ -20,7 +20,7 @@ from sah.sparse_attention import (
 )
 from sah.sparse_attention.labels import rounded_labels
 from sah.sparse_attention.maskers.double_sparsity import DoubleSparsityTopKMasker
-from tests.support.attention import BF16, EXECUTIONS, F32, Inputs, Shape, attend, inclusion_of, make_inputs
+from tests.support.attention import BF16, EXECUTIONS, F32, Inputs, Shape, attend, efficient, inclusion_of, make_inputs
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 16
 SHAPES = [
@@ -91,7 +91,7 @@ def naive_choice(scores: torch.Tensor, kept: torch.Tensor, allowed: torch.Tensor
 CONFIGS: dict[str, dict[str, Any]] = {
     "paper": {"heavy_size": 6, "group_factor": 8},
     "own type": {"heavy_size": 5, "group_factor": 4, "label_bits": None},
-    "one channel": {"heavy_size": 3, "group_factor": 64, "label_bits": None},
+    "one channel": {"heavy_size": 3, "group_factor": 16, "label_bits": None},
     "all channels": {"heavy_size": 7, "group_factor": 1, "label_bits": 6},
     "group": {"heavy_size": 6, "group_factor": 2, "label_bits": None, "selection": "group"},
     "group by max": {"heavy_size": 4, "group_factor": 4, "label_bits": 8, "selection": "group", "group_score": "max"},
@@ -221,3 +221,10 @@ def test_bad_values_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ConfigError):
         setattr(built, field, value)
     assert built == DoubleSparsityTopKMaskerConfig()
+
+
+def test_more_groups_than_channels_are_refused() -> None:
+    inputs = make_inputs(SHAPES[0])
+    attention = efficient([DoubleSparsityTopKMaskerConfig(density=0.2, group_factor=17)])
+    with pytest.raises(ConfigError, match="group_factor=17 is not allowed. Allowed: 1 to the model's head_dim of 16"):
+        attend(attention, inputs)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sah.sparse_attention.key_state import CONTEXT_STATE_KEY, ContextPart, KeyStateMasker, OwnPart
+from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY, ContextPart, KeyStateMasker, OwnPart
 
 CONTEXT, QUESTION, LAST = 45, 5, 150
 
@@ -77,6 +77,15 @@ def test_a_hundred_steps_derive_every_unit_once(unit: int, ready: bool) -> None:
     assert masker.fitted == [CONTEXT], "the keys before the first call's queries are the context"
     assert set(meta) <= {CONTEXT_STATE_KEY, 0}
     assert list(meta[0]) == ["0.sums"]
+
+
+@pytest.mark.parametrize("first", [CONTEXT + 1, CONTEXT + QUESTION + 1])
+def test_a_context_s_length_that_is_told_counts_whenever_the_first_call_comes(first: int) -> None:
+    keys, masker, meta = some_keys(), Sums(4), {CONTEXT_LENGTH_KEY: CONTEXT}
+    for length in (*range(first, 70), 60):
+        state = state_of(masker, keys[:, :, :length], meta)
+        assert torch.equal(state, masker.expected(keys[:, :, :length], CONTEXT)), length
+    assert set(masker.fitted) == {CONTEXT}
 
 
 @pytest.mark.parametrize("length", [0, 3, 15, 16])

@@ -15,7 +15,6 @@ from tests.support.attention import (
     DENSE_RECIPES,
     EXECUTIONS,
     F32,
-    NEVER_DENSE,
     RECIPES,
     SHAPES,
     Inputs,
@@ -66,8 +65,7 @@ def test_a_full_budget_is_exactly_dense(recipe: str, shape: Shape, execution: st
     statistics = AttentionStatistics()
     output = attend(attention, inputs, {STATISTICS_KEY: statistics})
     assert statistics.density() == 1.0
-    if recipe not in NEVER_DENSE:
-        assert_near(output, sdpa(inputs), shape.dtype)
+    assert_near(output, sdpa(inputs), shape.dtype)
 
 
 @pytest.mark.parametrize(("recipe", "shape"), cases(RECIPES, lambda shape: shape.padded))
