@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sah.sparse_attention import LocalMaskerConfig, SinkMaskerConfig, TopKMaskerConfig, TopPMaskerConfig
-from tests.support.attention import F32, SHAPES, Shape, causal, inclusion_of, make_inputs, research
+from sah.sparse_attention import LocalMaskerConfig, Mask, SinkMaskerConfig, TopKMaskerConfig, TopPMaskerConfig
+from sah.sparse_attention.kernels.largest import BLOCK_NUMBERS, largest
+from tests.support.attention import F32, SHAPES, Shape, causal, efficient, inclusion_of, make_inputs, research
 
 
 def true_logits(inputs) -> torch.Tensor:
@@ -89,3 +93,44 @@ def test_topp_under_a_softcap_uses_the_model_s_own_mass() -> None:
     total = (mass * kept).sum(-1)
     assert (total >= 0.6 - 1e-6).all()
     assert ((total - mass.masked_fill(~kept, 2.0).amin(-1)) < 0.6).all()
+
+
+class LargeResults(TorchDispatchMode):
+    """Keeps every piece of memory above so many bytes that an operation's result lies in."""
+
+    def __init__(self, above: int) -> None:
+        super().__init__()
+        self.above = above
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() > self.above:
+                self.storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return result
+
+
+@pytest.mark.parametrize("selection", ["head", "group"])
+def test_topp_at_decode_holds_nothing_but_masses_for_all_heads(selection: str) -> None:
+    group, kv_heads, kv_len = 3, 4, 3000
+    inputs = make_inputs(Shape(group, 1, False, F32, kv_len, kv_heads=kv_heads, head_dim=1), batch=1)
+    (masker,) = efficient([TopPMaskerConfig(top_p=0.3, selection=selection)]).maskers
+    lists = kv_heads * group if selection == "head" else kv_heads
+    previous = Mask.from_spans((1, kv_heads * group, 1, kv_len), ((0, 4), (kv_len - 64, kv_len)))
+    allowed = torch.ones(1, 1, 1, kv_len, dtype=torch.bool)
+    with LargeResults(above=group * kv_len * 8) as large:
+        mask = masker.add_indices(
+            inputs.queries, inputs.keys, inputs.values, allowed, inputs.scaling, 0.0, {}, previous, layer_idx=0
+        )
+    assert mask.lists
+    assert [storage.nbytes() for storage in large.storages.values()] == [lists * kv_len * 8]
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 20), (2, 3, 1, 30), (5, BLOCK_NUMBERS // 2 - 1), (2, BLOCK_NUMBERS + 1)])
+def test_the_largest_of_every_row_however_many_are_partitioned_at_once(shape: tuple[int, ...]) -> None:
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, places = largest(scores, 5)
+    assert places.shape == (*shape[:-1], 5)
+    assert torch.equal(scores.gather(-1, places), values)
+    assert torch.equal(values.sort(descending=True).values, scores.topk(5).values)

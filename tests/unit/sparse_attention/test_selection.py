@@ -13,7 +13,6 @@ from sah.sparse_attention import (
     AdaptiveSamplingMaskerConfig,
     DoubleSparsityTopKMaskerConfig,
     LocalMaskerConfig,
-    MagicPigConfig,
     Mask,
     QuestTopKMaskerConfig,
     RandomSamplingMaskerConfig,
@@ -214,20 +213,6 @@ def test_masks_of_single_heads_are_obeyed(name: str, selection: str) -> None:
                 assert_near(attend(make(recipe), inputs), expected)
 
 
-@pytest.mark.parametrize("name", ["topk", "quest", "double_sparsity"])
-@pytest.mark.parametrize("selection", [HEAD, GROUP])
-def test_what_was_drawn_keeps_its_probability_where_all_the_rest_is_kept(name: str, selection: str) -> None:
-    """Such a mask holds every key and is not dense attention, whose keys are all certain."""
-    inputs = make_inputs(Shape(3, 1, False, F32, 50))
-    config = type(SELECTIVE[name]())(heavy_size=1.0, selection=selection)
-    recipe = [RandomSamplingMaskerConfig(sampling_rate=10, selection=selection), config]
-    for make in EXECUTIONS.values():
-        inclusion = inclusion_of(make(recipe), inputs)
-        assert (inclusion > 0).all()
-        assert ((inclusion == 0.2).sum(-1) == 10).all() and ((inclusion == 1).sum(-1) == 40).all()
-        assert_near(attend(make(recipe), inputs), naive_attention(inputs, inclusion))
-
-
 def test_reductions_to_kv_heads() -> None:
     flags = torch.tensor([[True, False], [False, False], [False, False], [False, True]])[None]
     assert any_of_group(flags, 2).tolist() == [[[True, False], [False, True]]]
@@ -251,11 +236,10 @@ def test_what_keeps_by_group() -> None:
 @pytest.mark.parametrize("name", SELECTIVE)
 def test_a_group_after_keys_of_single_heads_is_refused(name: str) -> None:
     """One list for the group would then not be what each of its heads lacks."""
-    before = [TopPMaskerConfig(), MagicPigConfig()] if name not in ("random", "adaptive") else [TopPMaskerConfig()]
-    for first in before:
-        with pytest.raises(ConfigError, match=rf"masker\.{name}\.selection=group comes after {first.name}"):
-            research([first, SELECTIVE[name](selection=GROUP)])
-        research([first, SELECTIVE[name](selection=HEAD)])
+    first = TopPMaskerConfig()
+    with pytest.raises(ConfigError, match=rf"masker\.{name}\.selection=group comes after topp"):
+        research([first, SELECTIVE[name](selection=GROUP)])
+    research([first, SELECTIVE[name](selection=HEAD)])
     research([TopPMaskerConfig(selection=GROUP), SELECTIVE[name](selection=GROUP)])
     research([TopPMaskerConfig(layers=[0]), SELECTIVE[name](selection=GROUP, layers="1-")])
 
