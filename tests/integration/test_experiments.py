@@ -42,7 +42,7 @@ def test_a_failing_point_leaves_the_page_of_the_others(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Some points failed" in done.stderr
     page = (tmp_path / "page" / "README.md").read_text(encoding="utf-8")
-    assert page.count("| topk | 2 |") == 1
+    assert page.count("| topk | question+decode | 2 |") == 1
 
 
 @pytest.mark.slow
