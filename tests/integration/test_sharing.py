@@ -160,6 +160,7 @@ TOGETHER: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phases", [["question", "decode"], ["decode"]], ids="+".join)
 def test_methods_over_one_context_do_not_depend_on_one_another(
     phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from sah.sparse_attention import (
 from tests.support.attention import Inputs, causal, efficient, research
 from tests.support.guarantee import DELTA, EPSILON, failure_rates, lower_bound
 
+pytestmark = pytest.mark.slow
+
 GUARANTEES = ["denominator", "numerator", "output"]
 
 

@@ -86,6 +86,7 @@ def equip(attention: Any) -> None:
     with_channels(attention, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
 
 
+@pytest.mark.slow
 def test_both_executions_agree_on_thousands_of_decode_steps() -> None:
     steps = exceptions = 0
     for number, (name, recipe) in enumerate({**RECIPES, **MORE}.items()):
