@@ -6,7 +6,6 @@ token at a time, until an end token or the limit. Unlike there, an end token end
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from sah.adapters.context_cache import ContextCache
 from sah.sparse_attention.config import DECODE, QUESTION
 from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
+from sah.sparse_attention.times import now
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,13 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._start = self._now()
+        self._start = now(device)
 
     def read(self) -> tuple[float, float]:
         """Return (wall, CPU) seconds since the last reading, and start again."""
-        now, before = self._now(), self._start
-        self._start = now
-        return now[0] - before[0], now[1] - before[1]
-
-    def _now(self) -> tuple[float, float]:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter(), time.process_time()
+        current, before = now(self.device), self._start
+        self._start = current
+        return current[0] - before[0], current[1] - before[1]
 
 
 def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, extra: dict[str, Any]) -> int:

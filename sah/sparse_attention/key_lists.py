@@ -39,10 +39,7 @@ class KeyLists:
         Returns:
             Indices of single keys, (batch or 1, heads or 1, q_len, n * run), and their probabilities, float32.
         """
-        indices = self.indices
-        if self.run > 1:
-            within = torch.arange(self.run, device=indices.device)
-            indices = (indices.unsqueeze(-1) * self.run + within).flatten(-2)
+        indices = keys_of_runs(self.indices, self.run)
         probabilities = self.probabilities
         if probabilities is None:
             probabilities = torch.ones((), device=indices.device).expand(indices.shape)
@@ -61,6 +58,21 @@ class KeyLists:
             return to_heads((self.probabilities > 0).sum(-1), heads)
         _, lists, q_len, length = self.indices.shape
         return torch.full((1, 1, q_len), length * self.run, device=self.indices.device)
+
+
+def keys_of_runs(indices: torch.Tensor, run: int) -> torch.Tensor:
+    """Name every key of runs.
+
+    Args:
+        indices: Numbers of runs, (..., n), int64.
+        run: Keys of a run.
+
+    Returns:
+        Positions of their keys, (..., n * run), int64; the indices themselves where a run is one key.
+    """
+    if run == 1:
+        return indices
+    return (indices.unsqueeze(-1) * run + torch.arange(run, device=indices.device)).flatten(-2)
 
 
 def union_of_spans(spans: Iterable[tuple[int, int]]) -> Spans:

@@ -17,6 +17,10 @@ Pack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Joins largest and smallest entries, (..., head_dim) each, to (..., 2 * head_dim), rounding them if asked to."""
 
 
+EXTREMES = ((float("-inf"), "amax"), (float("inf"), "amin"))
+"""How the largest and the smallest entries are found: what stands where there is no key, and the reduction."""
+
+
 def rank_of_key(allowed: torch.Tensor) -> torch.Tensor:
     """Count keys from the first one that any query may read, so that padding moves no page.
 
@@ -101,23 +105,15 @@ def fast_bounds_of_chunk(
     found = torch.zeros(batch, q_len, pages - first, device=keys.device)
     found = found.scatter_reduce(2, place[:, 0, ..., 0], read[:, 0, ..., 0].float(), reduce="amax") > 0
     there_tail = there_tail | found
-    ends = [
-        _filled(tail[0], there[:, None, None, first:, None], "-inf").scatter_reduce(
-            3, place, extra.masked_fill(~read, float("-inf")), reduce="amax"
-        ),
-        _filled(tail[1], there[:, None, None, first:, None], "inf").scatter_reduce(
-            3, place, extra.masked_fill(~read, float("inf")), reduce="amin"
-        ),
-    ]
-    ends = [t.masked_fill(~there_tail[:, None, ..., None], 0.0) for t in ends]
+    ends = []
+    for end, (empty, reduce) in zip(tail, EXTREMES, strict=True):
+        ground = end.masked_fill(~there[:, None, None, first:, None], empty)
+        end = ground.scatter_reduce(3, place, extra.masked_fill(~read, empty), reduce=reduce)
+        ends.append(end.masked_fill(~there_tail[:, None, ..., None], 0.0))
     packed = pack(*ends).float()
     last = split.transpose(2, 3) @ packed.mT
     last = last.transpose(2, 3).reshape(batch, heads, q_len, pages - first)
     return torch.cat([bounds, last.masked_fill(~there_tail[:, None], float("-inf"))], dim=-1)
-
-
-def _filled(tensor: torch.Tensor, there: torch.Tensor, value: str) -> torch.Tensor:
-    return tensor.masked_fill(~there, float(value))
 
 
 def _ends(
@@ -139,7 +135,7 @@ def _ends(
     there = torch.zeros(keys.shape[0], pages, device=keys.device)
     there = there.scatter_reduce(1, page, readable.float(), reduce="amax") > 0
     ends = []
-    for empty, reduce in ((float("-inf"), "amax"), (float("inf"), "amin")):
+    for empty, reduce in EXTREMES:
         ground = keys.new_full((*keys.shape[:2], pages, keys.shape[3]), empty)
         end = ground.scatter_reduce(2, place, keys.masked_fill(~readable[:, None, :, None], empty), reduce=reduce)
         ends.append(end.masked_fill(~there[:, None, :, None], 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sah.sparse_attention.kernels.workspace import Workspace
+from sah.sparse_attention.key_lists import keys_of_runs
 
 
 def gather_rows(
@@ -45,8 +46,6 @@ def gather_rows(
 
 def _gather_anywhere(states: torch.Tensor, indices: torch.Tensor, run: int) -> torch.Tensor:
     """Plain form for states of any layout; indices (batch, kv_heads, n)."""
-    if run > 1:
-        indices = (indices.unsqueeze(-1) * run + torch.arange(run, device=indices.device)).flatten(-2)
     batches = torch.arange(states.shape[0], device=states.device)[:, None, None]
     heads = torch.arange(states.shape[1], device=states.device)[:, None]
-    return states[batches, heads, indices]
+    return states[batches, heads, keys_of_runs(indices, run)]
