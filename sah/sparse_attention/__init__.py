@@ -24,6 +24,7 @@ _CORE = {
     "ResearchMasker": "sah.sparse_attention.maskers.base.ResearchMasker",
     "FixedMasker": "sah.sparse_attention.maskers.base.FixedMasker",
     "TopKMasker": "sah.sparse_attention.maskers.base.TopKMasker",
+    "KeyScoreMasker": "sah.sparse_attention.maskers.base.KeyScoreMasker",
     "SamplingMasker": "sah.sparse_attention.maskers.base.SamplingMasker",
     "OracleTopKConfig": "sah.sparse_attention.maskers.topk_config.TopKMaskerConfig",
 }
