@@ -1,4 +1,4 @@
-"""The console script `sah`: `sah run ...`, overrides alone (`sah masker=topk`), and `sah fetch NAME`."""
+"""The console script `sah`: `sah run ...`, overrides alone (`sah masker=topk`), `sah plan ...` and `sah fetch NAME`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ def main() -> None:
     program, *arguments = sys.argv
     if arguments and arguments[0] == "fetch":
         raise SystemExit(fetch(arguments[1:]))
+    if arguments and arguments[0] == "plan":
+        from sah.plan import main as plan
+
+        sys.argv = [program, *arguments[1:]]
+        plan()
+        return
     if arguments and arguments[0] == "run":
         arguments = arguments[1:]
     elif not arguments:
         arguments = ["--help"]
     elif re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
         print_error(
-            f"There is no command {arguments[0]!r}. Allowed: run, fetch, or settings such as masker=topk. "
+            f"There is no command {arguments[0]!r}. Allowed: run, plan, fetch, or settings such as masker=topk. "
             "See: sah --help"
         )
         raise SystemExit(_USAGE_EXIT)

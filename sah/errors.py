@@ -13,6 +13,9 @@ class SahError(Exception):
 class ConfigError(SahError, ValueError):
     """A configuration value, or a combination of values, that cannot be run."""
 
+    mistakes: tuple[str, ...] = ()
+    """The message of each mistake, where the error tells of several."""
+
 
 class DataError(SahError, ValueError):
     """A data set, example or prompt that cannot be used as asked."""
@@ -24,6 +27,10 @@ class ModelError(SahError, RuntimeError):
 
 class StateError(SahError, RuntimeError):
     """Results, caches or other stored state that do not fit the run at hand."""
+
+
+class WorkerError(SahError, RuntimeError):
+    """Other processes that were to compute rows cannot be had, or do not stay."""
 
 
 def bad_value(key: str, given: object, allowed: str, instead: str) -> ConfigError:

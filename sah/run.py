@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from sah.config.overrides import check_choices
 from sah.config.paths import conf_dir
 from sah.config.register import register_configs
 from sah.console import print_error
-from sah.errors import ConfigError, SahError
+from sah.errors import SahError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
@@ -34,15 +34,37 @@ INTERRUPTED = 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable; with 1 every error is shown with its traceback."""
 
+_NO_TRIAL = "No trials are completed yet."
+"""What Optuna raises at the end of a search in which every trial failed."""
+
+
+Result = float | tuple[float, ...] | None
+"""What a job returns to its sweeper."""
+
 
 def main() -> None:
     """Compose the config from `sys.argv` and run it; `--help` tells what can be said."""
+    run_command(_run)
+
+
+def run_command(task: Callable[[DictConfig, bool], Result]) -> None:
+    """Compose the config from `sys.argv` and call a function for each point.
+
+    Args:
+        task: Takes a composed config, and whether errors are shown with their tracebacks.
+
+    Raises:
+        SystemExit: With 1 after the message of a mistake, with 130 after Ctrl-C.
+    """
+    from sah.runners.sweeper import register_plugins
+
     register_configs()
+    register_plugins()
     full_error = os.environ.get(FULL_ERROR) == "1"
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    def job(config: DictConfig) -> float | None:
-        return _run(config, full_error)
+    def job(config: DictConfig) -> Result:
+        return task(config, full_error)
 
     try:
         check_choices(sys.argv[1:])
@@ -51,7 +73,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print_error("Interrupted. Finished answers are kept: the same command goes on where it stopped.")
         raise SystemExit(INTERRUPTED) from None
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+    except (SahError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         message = None if full_error else _message(error)
         if message is None:
             raise
@@ -59,11 +81,11 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _run(config: DictConfig, full_error: bool) -> float | None:
+def _run(config: DictConfig, full_error: bool) -> Result:
     """Run one composed point. A mistake of the user's ends it with its message and exit code 1.
 
-    In a sweep `run_job` itself records failures, so that the points after it still run. The point's score is returned
-    for sweepers that optimise.
+    In a sweep `run_job` itself records failures, so that the points after it still run. What sweepers may
+    optimise is returned.
     """
     try:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -94,10 +116,12 @@ def _hydra_raises() -> Iterator[None]:
 
 def _message(error: Exception) -> str | None:
     """Say what a user can mend; None for an error that is a fault of the code."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, SahError):
         return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return explain(error, sys.argv[1:])
+    if str(error) == _NO_TRIAL:
+        return "No point of the search finished, so there is no best one. Why each of them failed is told above."
     if any(frame.f_code is _run.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
         return None
     # Before a job runs, Hydra makes its folder and opens its log there; logging wraps the error of the latter.

@@ -34,6 +34,16 @@ def register(name: str, attention: Callable[..., Any]) -> None:
     AttentionMaskInterface.register(name, _boolean_mask)
 
 
+def register_lanes(name: str, attention: Callable[..., Any]) -> None:
+    """Register an attention function that knows by itself which keys its rows may read: it is given no mask."""
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(**kwargs: Any) -> None:
+    return None
+
+
 def unregister(name: str) -> None:
     """Remove both entries of a name; harmless where there are none.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
@@ -13,6 +13,9 @@ from transformers import DynamicCache
 from sah.adapters.kv_cache import cut_back, memory_bytes
 from sah.adapters.prompt import ContextPrompt
 from sah.sparse_attention.key_state import ContextPart
+
+if TYPE_CHECKING:
+    from sah.adapters.context_files import ContextFiles
 
 
 @dataclass
@@ -61,7 +64,7 @@ class ContextCache:
 
 
 class ContextStore:
-    """Keeps prefilled contexts in memory, up to a number of bytes.
+    """Keeps prefilled contexts in memory, up to a number of bytes, and on disk where it is given a folder for them.
 
     Sweeps read contexts in the same order again and again, for which keeping the first ones that fit is best: the
     least recently used one would always be the next one needed. Contexts of another group (model and data
@@ -74,6 +77,8 @@ class ContextStore:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
+        self.files: ContextFiles | None = None
+        """Where contexts are looked for that are not in memory, and written to."""
         self._entries: dict[tuple[Hashable, str], ContextCache] = {}
 
     def get(self, group: Hashable, context: str, prefill: Callable[[str], ContextCache]) -> tuple[ContextCache, bool]:
@@ -82,26 +87,36 @@ class ContextStore:
         Args:
             group: Everything beside the text that the cache depends on: the model and the data set.
             context: The text.
-            prefill: Computes the cache.
+            prefill: Computes the cache. Files are used where it is `prefill` of an adapter, and of no wrapper: they
+                are kept by the model, whatever the group.
 
         Returns:
-            The cache, and whether it was there already.
+            The cache, and whether it was there already, in memory or on disk.
         """
         key = (group, hashlib.sha256(context.encode()).hexdigest())
         self._drop_states(asked=key)
         if key in self._entries:
             return self._entries[key], True
-        cache = prefill(context)
+        cache = None if self.files is None else self.files.load(context, prefill)
+        found = cache is not None
+        if cache is None:
+            cache = prefill(context)
+            if self.files is not None:
+                self.files.save(cache, prefill)
         size = cache.nbytes()
         if size > self.capacity_bytes:
-            return cache, False
+            return cache, found
         for other in [k for k in self._entries if k[0] != group]:
             if self.nbytes() + size <= self.capacity_bytes:
                 break
             del self._entries[other]
         if self.nbytes() + size <= self.capacity_bytes:
             self._entries[key] = cache
-        return cache, False
+        return cache, found
+
+    def holds(self, group: Hashable, context: str) -> bool:
+        """Tell whether a prefilled context is in memory."""
+        return (group, hashlib.sha256(context.encode()).hexdigest()) in self._entries
 
     def nbytes(self) -> int:
         """Return the bytes of all kept contexts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from contextlib import nullcontext
@@ -102,6 +103,17 @@ def create_adapter(
     config = ModelConfig(name=model) if isinstance(model, str) else model
     for_tokenizer = {**config.tokenizer_kwargs, **(tokenizer_kwargs or {})}
     for_model = {**config.model_kwargs, **(model_kwargs or {})}
+    return _create(config, sparse_attention_config, for_tokenizer, for_model, weights=True)
+
+
+def _create(
+    config: ModelConfig,
+    sparse_attention_config: SparseAttentionConfig | None,
+    for_tokenizer: dict[str, Any],
+    for_model: dict[str, Any],
+    *,
+    weights: bool,
+) -> ModelAdapterHF:
     own = config.name in all_sources()
     path = resolve_model(config.name, for_model).path_or_id
     if not own and not Path(config.name).expanduser().is_dir():
@@ -116,6 +128,8 @@ def create_adapter(
         # Left out, transformers would ask on the terminal whether to run a checkpoint's own code.
         options.setdefault("trust_remote_code", False)
     _choose_device(for_model, own)
+    if not weights:
+        for_model["device_map"] = "meta"
 
     from sah.adapters.huggingface import ModelAdapterHF
 
@@ -138,7 +152,7 @@ def load_adapter_cached(model: ModelConfig) -> ModelAdapterHF:
     Raises:
         ModelError: If the model cannot be found or loaded.
     """
-    key = json.dumps([model.name, model.tokenizer_kwargs, model.model_kwargs], sort_keys=True, default=repr)
+    key = _key(model)
     with _loading:
         if key not in _loaded:
             _loaded.clear()
@@ -146,7 +160,41 @@ def load_adapter_cached(model: ModelConfig) -> ModelAdapterHF:
         return _loaded[key]
 
 
+def outline_adapter_cached(model: ModelConfig) -> ModelAdapterHF:
+    """Give an adapter that knows a model's config, type and tokenizer, for planning.
+
+    Args:
+        model: The model's configuration.
+
+    Returns:
+        The loaded adapter if there is one, else one whose weights have shapes and no values. A model that transformers
+        cannot make without its weights is loaded.
+
+    Raises:
+        ModelError: If the model cannot be found or loaded.
+    """
+    key = _key(model)
+    with _loading:
+        if key in _loaded:
+            return _loaded[key]
+        if key not in _outlines:
+            try:
+                given = dict(model.tokenizer_kwargs), dict(model.model_kwargs)
+                _outlines[key] = _create(model, None, *given, weights=False)
+            except ModelError as error:
+                _log.debug("%s cannot be made without weights: %s", model.name, error)
+        if key in _outlines:
+            return _outlines[key]
+    return load_adapter_cached(model)
+
+
+def _key(model: ModelConfig) -> str:
+    return json.dumps([model.name, model.tokenizer_kwargs, model.model_kwargs], sort_keys=True, default=repr)
+
+
+_log = logging.getLogger(__name__)
 _loaded: dict[str, ModelAdapterHF] = {}
+_outlines: dict[str, ModelAdapterHF] = {}
 _loading = threading.Lock()
 
 

@@ -39,13 +39,13 @@ class Answer:
     kv_len: int
     """Keys in the cache when the answer was complete."""
 
-    question_seconds: float
-    question_cpu_seconds: float
-    """Time of the question's chunk, the first generated token included."""
+    question_seconds: float | None
+    question_cpu_seconds: float | None
+    """Time of the question's chunk, the first generated token included; None where other lanes shared its calls."""
 
-    decode_seconds: float
-    decode_cpu_seconds: float
-    """Time of all further tokens."""
+    decode_seconds: float | None
+    decode_cpu_seconds: float | None
+    """Time of all further tokens; None where other lanes shared its calls."""
 
     density: float | None
     """Measured density of the phases that ran sparse, together; None where none did."""
@@ -71,11 +71,16 @@ class Answer:
     """Wall seconds spent before this question on deriving state (page bounds, signatures) from the context's keys, no
     part of `question_seconds`; 0.0 where it was there already or none is needed, None for a dense answer."""
 
+    attention_seconds: float | None = None
+    selection_seconds: float | None = None
+    """Wall seconds of attention, and of choosing keys before it, as the lane's share of its setting's calls; None for
+    an answer that was decoded alone."""
+
     @property
     def decode_ms_per_token(self) -> float | None:
-        """Milliseconds a token after the first; None if there was no other."""
+        """Milliseconds a token after the first; None if there was no other, or other lanes shared its calls."""
         steps = len(self.token_ids) - 1
-        return 1000 * self.decode_seconds / steps if steps > 0 else None
+        return 1000 * self.decode_seconds / steps if steps > 0 and self.decode_seconds is not None else None
 
 
 class Stopwatch:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -20,11 +20,13 @@ from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
 from sah.adapters.kv_cache import GrowingLayer, cut_back, new_cache
 from sah.adapters.prompt import PromptFormatter
+from sah.adapters.sparse_generate import check_options, meta_data_in_every_call
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
 from sah.sparse_attention.base import SparseAttention
-from sah.sparse_attention.config import QUESTION, SparseAttentionConfig
+from sah.sparse_attention.config import PHASES, QUESTION, SparseAttentionConfig
 from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
+from sah.sparse_attention.lanes import LaneStates
 from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
@@ -87,6 +89,17 @@ class ModelAdapterHF(ModelAdapter):
         """Longest sequence the model allows, in tokens; None if it names none."""
         length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return None if length is None else int(length)
+
+    @property
+    def sparse_phases(self) -> tuple[str, ...]:
+        """Phases that run sparse; none without a sparse attention."""
+        config = self.sparse_attention_config
+        return () if config is None else tuple(config.phases)
+
+    @property
+    def loaded(self) -> list[tuple[Any, str]]:
+        """Every config of the decoder with the attention implementation that it was loaded with."""
+        return self._loaded
 
     @property
     def num_layers(self) -> int:
@@ -214,21 +227,18 @@ class ModelAdapterHF(ModelAdapter):
             ModelError: If the adapter is sparse but no layer of the model called its attention.
             StateError: If the cache is another model's.
         """
-        check_count("max_new_tokens", max_new_tokens, minimum=1)
         if cache.model_name != self.model_name:
             raise StateError(
                 f"The context cache was prefilled by {cache.model_name!r}, this adapter runs {self.model_name!r}. "
                 "Prefill the context with this adapter."
             )
         ids = self.prompts.question_ids(cache.prompt, question, answer_prefix)
-        self._check_window(
-            cache.length + len(ids) + max_new_tokens, f"Context, question and {max_new_tokens} new tokens have"
-        )
-        arguments = (self.model, self.tokenizer, cache, ids, max_new_tokens, self._stop_ids)
+        self.check_fits(cache, len(ids), max_new_tokens)
+        arguments = (self.model, self.tokenizer, cache, ids, max_new_tokens, self.stop_ids)
         if self.sparse_attention_config is None:
             with self.enable_dense_mode():
                 return decode_greedily(*arguments, sparse_meta_data=None)
-        dense_question = None if QUESTION in self.sparse_attention_config.phases else self.enable_dense_mode()
+        dense_question = None if QUESTION in self.sparse_phases else self.enable_dense_mode()
         with self.enable_sparse_mode():
             state_seconds = self.prepare_context(cache)
             meta_data = self.new_meta_data(cache, ids)
@@ -240,6 +250,38 @@ class ModelAdapterHF(ModelAdapter):
         if dense_question is None or len(answer.token_ids) > 1:
             self._check_sparse(answer.attention_calls)
         return answer
+
+    def check_fits(self, cache: ContextCache, question_tokens: int, max_new_tokens: int) -> None:
+        """Check that an answer has room behind a context.
+
+        Raises:
+            ConfigError: If `max_new_tokens` is below 1.
+            DataError: If everything together exceeds the model's window.
+        """
+        check_count("max_new_tokens", max_new_tokens, minimum=1)
+        tokens = cache.length + question_tokens + max_new_tokens
+        self._check_window(tokens, f"Context, question and {max_new_tokens} new tokens have")
+
+    def lane_answer(self, answer: Answer, states: LaneStates, lane: int, state_seconds: float) -> Answer:
+        """Add to the answer of a lane, by its number in the setting, what its sparse attention did.
+
+        Raises:
+            ModelError: If no layer of the model called the attention.
+        """
+        statistics = states.statistics(lane)
+        if QUESTION in self.sparse_phases or len(answer.token_ids) > 1:
+            self._check_sparse(statistics.calls())
+        selection, attention = states.seconds(lane)
+        return dataclasses.replace(
+            answer,
+            density=statistics.density(),
+            density_by_phase={phase: statistics.density(phase) for phase in PHASES},
+            attention_calls=statistics.calls(),
+            sparse_layers=tuple(statistics.layers()),
+            state_seconds=state_seconds,
+            selection_seconds=selection,
+            attention_seconds=attention,
+        )
 
     def prepare_context(self, cache: ContextCache) -> float:
         """Derive what the recipe needs of a context's keys (page bounds, labels), once for all its questions.
@@ -318,47 +360,16 @@ class ModelAdapterHF(ModelAdapter):
             kwargs.setdefault("tokenizer", self.tokenizer)
         if not self._sparse_is_active():
             return self.model.generate(ids, **kwargs)
-        options = kwargs.get("generation_config") or self.model.generation_config
-        several = [kwargs.get(name, getattr(options, name, None)) for name in ("num_beams", "num_return_sequences")]
-        if ids.shape[0] != 1 or any((number or 1) != 1 for number in several):
-            raise ConfigError(
-                "Sparse generation keeps the state of one sequence, but a batch, beams or several return sequences "
-                "were asked for. Call it once for each prompt, with num_beams=1 and num_return_sequences=1."
-            )
-        for name in ("prompt_lookup_num_tokens", "assistant_model"):
-            if kwargs.get(name, getattr(options, name, None)) is not None:
-                raise ConfigError(
-                    f"Sparse generation keeps a state that only grows, but {name} takes guessed tokens back. "
-                    f"Leave {name} out."
-                )
+        check_options(ids.shape[0], kwargs.get("generation_config") or self.model.generation_config, kwargs)
         past = new_cache(self.model.config)
         if ids.shape[1] > 1:
             self._prefill_ids(ids[0, :-1].tolist(), past)
         meta_data = self._meta_data({}, ids_digest(ids[0].tolist()))
 
-        dense_question = (
-            self.sparse_attention_config is not None and QUESTION not in self.sparse_attention_config.phases
-        )
-        question = ExitStack()
-        calls = 0
-
-        def pass_on(_: Any, args: Any, call: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            nonlocal calls
-            calls += 1
-            if calls == 1 and dense_question:
-                question.enter_context(self.enable_dense_mode())
-                return args, call
-            question.close()
-            return args, {**call, switch.META_DATA_KEY: meta_data}
-
-        # `generate` refuses keyword arguments that it does not know, so they join at the model's door.
-        hook = self.model.register_forward_pre_hook(pass_on, with_kwargs=True)
-        try:
+        dense_first = None if QUESTION in self.sparse_phases else self.enable_dense_mode
+        with meta_data_in_every_call(self.model, meta_data, dense_first) as calls:
             output = self.model.generate(ids, past_key_values=past, **kwargs)
-        finally:
-            hook.remove()
-            question.close()
-        if calls > 1 or not dense_question:
+        if calls[0] > 1 or dense_first is None:
             self._check_sparse(meta_data[STATISTICS_KEY].calls())
         return output
 
@@ -372,7 +383,8 @@ class ModelAdapterHF(ModelAdapter):
         return device
 
     @property
-    def _stop_ids(self) -> frozenset[int]:
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
         ids = self.model.generation_config.eos_token_id
         if ids is None:
             ids = self.tokenizer.eos_token_id

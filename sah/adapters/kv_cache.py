@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,6 +104,49 @@ def cut_back(cache: DynamicCache, length: int) -> None:
     for layer in layers:
         # Zero is no no-op: it also makes a sliding-window layer forget what lies behind its window.
         layer.crop(length - layer.get_seq_length())
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What a token's keys and values take in a model."""
+
+    layers: tuple[int, ...]
+    """Layers that attend to the whole sequence. Sliding-window layers are left out: they read their window alone."""
+
+    kv_heads: int
+    head_dim: int
+    itemsize: int
+    """Bytes of an entry."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values over all these layers."""
+        return 2 * len(self.layers) * self.kv_heads * self.head_dim * self.itemsize
+
+
+def kv_shape(model: Any) -> KVShape:
+    """Read from a model what a token's keys and values take.
+
+    Args:
+        model: A causal language model of transformers; its cache is taken to have the type of its weights.
+
+    Returns:
+        The shape.
+    """
+    config = model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None) or float("inf")
+    layers = []
+    for number, layer in enumerate(new_cache(model.config).layers):
+        # As `attention_switch.is_full_attention`: a window that never cuts anything off is none.
+        if isinstance(layer, GrowingLayer) or getattr(layer, "sliding_window", 0) >= longest:
+            layers.append(number)
+    heads = config.num_attention_heads
+    return KVShape(
+        layers=tuple(layers),
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        itemsize=model.dtype.itemsize,
+    )
 
 
 def cache_bytes(cache: DynamicCache) -> int:

@@ -48,7 +48,8 @@ def build_experiment(config: DictConfig) -> Experiment:
     if mistakes:
         raise all_mistakes(mistakes)
     root_fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
-    unknown = [name for name in values if name not in root_fields | set(tracker_configs())]
+    known = root_fields | set(tracker_configs())
+    unknown = [name for name in values if name not in known]
     mistakes += [unknown_key(name, root_fields) for name in unknown]
     scalars = {name: values[name] for name in values if name in root_fields and name not in GROUPS}
     root, found = build_section(ExperimentConfig, {**dict.fromkeys(GROUPS), **scalars}, "")
@@ -59,7 +60,7 @@ def build_experiment(config: DictConfig) -> Experiment:
     mistakes += found
     dataset, found = _dataset(_node(config, "dataset"), values.get("dataset"))
     mistakes += found
-    tracker, found = _tracker(values)
+    tracker, found = build_tracker(values)
     mistakes += found
     if mistakes or root is None or model is None or dataset is None or tracker is None:
         raise all_mistakes(mistakes)
@@ -77,6 +78,10 @@ def build_experiment(config: DictConfig) -> Experiment:
         seed=root.seed,
         output_dir=Path(root.output_dir).expanduser().resolve(),
         context_cache_bytes=int(root.context_cache_gib * _GIB),
+        context_folder=None if root.context_folder is None else Path(root.context_folder).expanduser().resolve(),
+        context_folder_bytes=int(root.context_folder_gib * _GIB),
+        lanes_bytes=int(root.lanes_gib * _GIB),
+        objectives=tuple(root.objectives),
         threads=root.threads,
         timing=root.timing,
     )
@@ -131,8 +136,15 @@ def _dataset(node: object, values: Any) -> tuple[DatasetConfig | None, list[str]
     return build_section(config_class, {k: v for k, v in values.items() if k != TARGET_KEY}, "dataset")
 
 
-def _tracker(values: Mapping[str, Any]) -> tuple[TrackerConfig | None, list[str]]:
-    """Build the tracker's config from its name and the top-level node of that name."""
+def build_tracker(values: Mapping[str, Any]) -> tuple[TrackerConfig | None, list[str]]:
+    """Build the tracker's config from its name and the top-level node of that name.
+
+    Args:
+        values: The config's top level, or of it `tracker` and the node that it names.
+
+    Returns:
+        The config, or None and what is wrong.
+    """
     name = values.get("tracker")
     if not isinstance(name, str) or name == MISSING_MARK:
         return None, _no_choice("tracker", list(tracker_configs()))

@@ -47,6 +47,16 @@ class Experiment:
     """Absolute path of the output folder."""
 
     context_cache_bytes: int
+    context_folder: Path | None
+    """Absolute path of the folder that keeps prefilled contexts, or None."""
+
+    context_folder_bytes: int
+    lanes_bytes: int
+    """Memory for the answers decoded together."""
+
+    objectives: tuple[str, ...]
+    """What a sweeper that optimises is told."""
+
     threads: int | None
     timing: bool
     """Whether decoding is timed after the rows."""

@@ -14,15 +14,24 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from sah.config.experiment import DENSE
 from sah.config.lenient import strict_class
 from sah.config.mistakes import unknown_key
-from sah.config.recipe import dense_values, leftover
+from sah.config.recipe import TARGET_KEY, dense_values, leftover
 from sah.config.values import closest
-from sah.errors import bad_value
+from sah.errors import bad_value, missing_extra
 from sah.tracking.discovery import tracker_configs
 
 _OVERRIDDEN = re.compile(r"Could not override '([^']+)'")
 _TO_ADD = re.compile(r"To append to your default list use (\+\S+)")
 _SEARCHED = re.compile(r"path=file://(.+)")
 _ASKED_BY = re.compile(r"In '([^']+)'")
+
+_PLUGINS = {
+    "hydra/sweeper/optuna": ("hydra-optuna-sweeper", "search"),
+    "hydra/launcher/ray": ("hydra-ray-launcher", "ray"),
+    "hydra/launcher/submitit_local": ("hydra-submitit-launcher", "slurm"),
+    "hydra/launcher/submitit_slurm": ("hydra-submitit-launcher", "slurm"),
+    "hydra/launcher/joblib": ("hydra-joblib-launcher", "joblib"),
+}
+"""Options that a package brings, with the package and our extra."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -57,6 +66,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
     """Name a group's options when one that does not exist was chosen, alone, in a list or in a YAML file."""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if f"{group}/{name}" in _PLUGINS:
+        return str(missing_extra(*_PLUGINS[f"{group}/{name}"], f"{group}={name}"))
     options = sorted(error.options or _options(str(error), group))
     given = next((argument for argument in arguments if _chooses(argument, group, name)), None)
     if given is None:
@@ -101,7 +112,8 @@ def _unknown(key: str, cause: OmegaConfBaseException) -> str:
         return unknown_key(missing, ())
     if _takes_new_keys(section):
         return f"{key} is not set yet, and {missing.rpartition('.')[0]} takes new keys with a plus. Write +{key}=..."
-    return unknown_key(missing, [str(name) for name in section if "." in missing or name != "hydra"])
+    keys = [str(name) for name in section if name != TARGET_KEY]
+    return unknown_key(missing, [name for name in keys if "." in missing or name != "hydra"])
 
 
 def _takes_new_keys(section: DictConfig) -> bool:

@@ -21,7 +21,9 @@ def all_mistakes(messages: Iterable[str]) -> ConfigError:
     if len(unique) == 1:
         return ConfigError(unique[0])
     lines = "\n".join(f"  {number}. {message}" for number, message in enumerate(unique, start=1))
-    return ConfigError(f"The config has {len(unique)} mistakes:\n{lines}")
+    error = ConfigError(f"The config has {len(unique)} mistakes:\n{lines}")
+    error.mistakes = tuple(unique)
+    return error
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

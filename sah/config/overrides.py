@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,6 +42,7 @@ def check_choices(arguments: Sequence[str]) -> None:
         raise all_mistakes(mistakes)
 
 
+@lru_cache(maxsize=4096)  # the jobs of a sweep share most of their overrides
 def _group_override(argument: str) -> Override | None:
     if argument.startswith(("-", "~")) or "=" not in argument:
         return None

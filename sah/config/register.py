@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from sah.config.launcher import launcher_node, sweeper_node
 from sah.config.lenient import schema_node
 from sah.config.model import ModelConfig
 from sah.config.schema import ExperimentConfig
@@ -22,7 +23,7 @@ HELP_RESOLVER = "sah_groups"
 
 @cache
 def register_configs() -> None:
-    """Register the root schema, the schema of every group, and the resolver of the help text. Idempotent."""
+    """Register the schema of the root, of every group and of our launcher, and the help's resolver. Idempotent."""
     store = ConfigStore.instance()
     store.store(name="sah_schema", node=schema_node(ExperimentConfig, open_root=True), provider="sah")
     groups: dict[str, dict[str, type]] = {
@@ -34,6 +35,8 @@ def register_configs() -> None:
     for group, classes in groups.items():
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=schema_node(config_class), provider="sah")
+    store.store(group="hydra/launcher", name="grouped", node=launcher_node(), provider="sah")
+    store.store(group="hydra/sweeper", name="grouped", node=sweeper_node(), provider="sah")
     OmegaConf.register_new_resolver(HELP_RESOLVER, _groups_text, replace=True)
 
 

@@ -47,6 +47,7 @@ class ExperimentConfig(ValidatedConfig):
     """Root of the config tree. The four groups are checked by `sah.config.build`, the rest here."""
 
     EXECUTIONS: ClassVar[tuple[str, ...]] = ("auto", "research", "efficient")
+    OBJECTIVES: ClassVar[tuple[str, ...]] = ("score", "density", "bytes")
 
     model: ModelConfig
     masker: Any
@@ -79,6 +80,22 @@ class ExperimentConfig(ValidatedConfig):
     context_cache_gib: float = 4.0
     """Most memory in GiB for the prefilled contexts that the points of one process share; 0 keeps none."""
 
+    context_folder: str | None = None
+    """Folder that keeps prefilled contexts for later runs, relative to the working folder; None keeps none on disk."""
+
+    context_folder_gib: float = 20.0
+    """Most disk space in GiB for `context_folder`; the contexts not used for longest make room."""
+
+    lanes_gib: float = 2.0
+    """Most memory in GiB that the answers decoded together may take beside the model and the context; at least one
+    answer is decoded in any case."""
+
+    objectives: list[str] = field(default_factory=lambda: ["score"])
+    """What a point returns to a sweeper that optimises, in the order of its directions: score, density, bytes."""
+
+    search: dict[str, Any] = field(default_factory=dict)
+    """Further axes of a search, by masker and field; see `sah.config.search`. A point itself does not read them."""
+
     threads: int | None = 1
     """CPU threads of torch; None leaves torch's own choice."""
 
@@ -101,12 +118,15 @@ class ExperimentConfig(ValidatedConfig):
         check_count("seed", self.seed)
         if not self.output_dir.strip():
             raise bad_value("output_dir", self.output_dir, "the path of a folder", "output_dir=outputs")
-        if not (math.isfinite(self.context_cache_gib) and self.context_cache_gib >= 0):
-            raise bad_value(
-                "context_cache_gib",
-                self.context_cache_gib,
-                "a number of GiB, 0 or more",
-                "context_cache_gib=4",
-            )
+        for key, written in (("context_cache_gib", "4"), ("context_folder_gib", "20"), ("lanes_gib", "2")):
+            size = getattr(self, key)
+            if not (math.isfinite(size) and size >= 0):
+                raise bad_value(key, size, "a number of GiB, 0 or more", f"{key}={written}")
+        if self.context_folder is not None and not self.context_folder.strip():
+            raise bad_value("context_folder", self.context_folder, "null or the path of a folder", "context_folder=null")
+        wrong = [name for name in self.objectives if name not in self.OBJECTIVES]
+        if wrong or not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            allowed = f"a list of one or more of {', '.join(self.OBJECTIVES)}, each once"
+            raise bad_value("objectives", self.objectives, allowed, "objectives=[score,density]")
         if self.threads is not None:
             check_count("threads", self.threads, minimum=1)

@@ -55,6 +55,8 @@ MEASURES: tuple[str, ...] = (
     "question_cpu_seconds",
     "decode_seconds",
     "decode_cpu_seconds",
+    "attention_seconds",
+    "selection_seconds",
 )
 """Fields of a row whose mean over the rows that have a prediction is reported. None values are left out."""
 

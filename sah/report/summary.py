@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sah.metrics.pareto import MAXIMIZE, MINIMIZE
 from sah.report.timing import TimedPoint, timed_point
+
+OBJECTIVES: dict[str, str] = {"score": MAXIMIZE, "density": MINIMIZE, "bytes": MINIMIZE}
+"""What a search may optimise, and the direction in which it is better."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class PointSummary:
     output_error: float | None = None
     """Mean relative output error of attention. Where it was measured, sparse times are None: they hold the
     comparison."""
+
+    decode_kv_bytes: float | None = None
+    """Bytes of keys and values, and of what stands for them, that a decoded token reads (`sah.metrics.kv_bytes`)."""
+
+    attention_ms: tuple[float | None, float | None] = (None, None)
+    """Dense and sparse: mean milliseconds of attention in an answer that was decoded together with others, as its share
+    of its setting's calls; the choice of keys is in it."""
+
+    selection_ms: float | None = None
+    """The part of the sparse one that went into choosing keys."""
 
     timed: TimedPoint | None = None
     """Decode times of the point's timed run (`timing=true`), which stand for `decode_ms` where there are any."""
@@ -82,12 +96,36 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         density_requested=metrics.get("density_requested"),
         density_measured=main["measures"].get("density_measured"),
         prefill_seconds=prefills[0]["seconds"] if prefills else None,
-        question_ms=(_question_ms(dense), _question_ms(untouched)),
+        question_ms=(_milliseconds(dense, "question_seconds"), _milliseconds(untouched, "question_seconds")),
         timed_together=metrics.get("comparison", {}).get("timed_together", False),
         decode_ms=(dense["decode_ms_per_token"], None if untouched is None else untouched["decode_ms_per_token"]),
         output_error=output_error,
+        attention_ms=(_attention_ms(dense), _attention_ms(sparse)),
+        selection_ms=_milliseconds(sparse, "selection_seconds"),
+        decode_kv_bytes=main.get("decode_kv_bytes"),
         timed=timed_point(metrics["timing"]) if "timing" in metrics else None,
     )
+
+
+def objective_values(summary: PointSummary, objectives: Sequence[str]) -> tuple[float, ...] | None:
+    """Read what a search optimises.
+
+    Args:
+        summary: The figures of a point.
+        objectives: Names out of `OBJECTIVES`.
+
+    Returns:
+        The values in the same order; None if one of them was not measured. `score` is that of the point's own setting,
+        `density` the measured one, 1 for a dense point, `bytes` is `decode_kv_bytes`.
+    """
+    is_dense = summary.sparse_in is None
+    known = {
+        "score": summary.dense if is_dense else summary.sparse,
+        "density": 1.0 if is_dense else summary.density_measured,
+        "bytes": summary.decode_kv_bytes,
+    }
+    values = [value for name in objectives if (value := known[name]) is not None]
+    return tuple(values) if len(values) == len(objectives) else None
 
 
 def _sparse_in(metrics: Mapping[str, Any]) -> str:
@@ -95,6 +133,11 @@ def _sparse_in(metrics: Mapping[str, Any]) -> str:
     return "+".join(metrics["phases"]) + (f" ({dense} dense)" if dense else "")
 
 
-def _question_ms(arm: Mapping[str, Any] | None) -> float | None:
-    seconds = None if arm is None else arm["measures"].get("question_seconds")
+def _attention_ms(arm: Mapping[str, Any] | None) -> float | None:
+    attention, selection = (_milliseconds(arm, f"{part}_seconds") for part in ("attention", "selection"))
+    return None if attention is None else attention + (selection or 0.0)
+
+
+def _milliseconds(arm: Mapping[str, Any] | None, measure: str) -> float | None:
+    seconds = None if arm is None else arm["measures"].get(measure)
     return None if seconds is None else 1000 * seconds

@@ -27,8 +27,16 @@ COLUMNS = (
     "decode ms a token dense / sparse",
 )
 
+NO_TIMES = "- / -"
+
 _TEXTS = ("setting", "sparse in")
 """Columns of words; all others hold numbers."""
+
+TIMES = COLUMNS[-2:]
+"""Columns of times, left out of a table where no line has any: answers that were decoded together have none."""
+
+ATTENTION = "attention ms an answer dense / sparse (choosing keys)"
+"""A further column, which a table has where answers were decoded together."""
 
 OUTPUT_ERROR = "output error"
 """A further column, which a table has only where it was measured."""
@@ -59,7 +67,20 @@ def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
         place = COLUMNS.index("density measured") + 1
         for line, text in zip(lines, [OUTPUT_ERROR, *(number(p.output_error, 4) for p in points)], strict=True):
             line.insert(place, text)
-    return lines
+    if any(point.attention_ms != (None, None) for point in points):
+        for line, text in zip(lines, [ATTENTION, *map(_attention, points)], strict=True):
+            line.append(text)
+    empty = [place for place, name in enumerate(lines[0]) if name in TIMES and not _has_any(lines, place)]
+    return [[cell for place, cell in enumerate(line) if place not in empty] for line in lines]
+
+
+def _has_any(lines: Sequence[Sequence[str]], place: int) -> bool:
+    return any(line[place] != NO_TIMES for line in lines[1:])
+
+
+def _attention(point: PointSummary) -> str:
+    dense, sparse = (number(part, 0) for part in point.attention_ms)
+    return f"{dense} / {sparse}" + ("" if point.selection_ms is None else f" ({number(point.selection_ms, 0)})")
 
 
 def terminal_table(points: Sequence[PointSummary], title: str) -> Table:
@@ -82,11 +103,16 @@ def terminal_table(points: Sequence[PointSummary], title: str) -> Table:
 
 
 def print_table(points: Sequence[PointSummary], title: str) -> None:
-    """Print the table; where the output is no terminal its width is fixed, so that files read well."""
+    """Print the table of points."""
+    print_built(terminal_table(points, title))
+
+
+def print_built(table: Table) -> None:
+    """Print a table; where the output is no terminal its width is fixed, so that files read well."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
-    console.print(terminal_table(points, title))
+    console.print(table)
 
 
 def print_lines(*lines: str) -> None:
@@ -113,6 +139,8 @@ def speed_note(points: Sequence[PointSummary]) -> str:
         faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > FASTER]
         told = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
         lines.append(f"{told} Wall times of single questions, against the model's own attention in the same run.")
+    if not lines and any(point.attention_ms != (None, None) for point in points):
+        lines.append("Answers were decoded together; timing=true takes times a token, one question at a time.")
     if any(_from_another_run(point) for point in points):
         lines.append("* Dense times were taken with another point and must not be compared with the sparse ones.")
     return " ".join(lines)

@@ -113,6 +113,11 @@ class PredictionRow:
     question_cpu_seconds: float | None = None
     decode_seconds: float | None = None
     decode_cpu_seconds: float | None = None
+    attention_seconds: float | None = None
+    selection_seconds: float | None = None
+    """Wall seconds of attention, and of choosing keys before it, over all layers, where the answer was decoded in a
+    batch with others: its share of its setting's calls. The times above are then None, since model calls were shared.
+    """
     run: str | None = None
     """Id of the run that made the row; times of rows with the same one were taken side by side."""
     stop_reason: str | None = None

@@ -9,8 +9,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sah.console import print_error
-from sah.report.table import markdown_table, print_lines, print_table, speed_note
+from sah.errors import ConfigError, StateError
+from sah.report.pareto import front_table
+from sah.report.table import markdown_table, print_built, print_lines, print_table, speed_note
+from sah.runners.launcher import planning
 from sah.runners.records import clear_records, collect_points, read_records
+from sah.runners.search import check_directions, collect_search, keep_search
 
 
 class SweepSummary(Callback):
@@ -22,11 +26,20 @@ class SweepSummary(Callback):
         Args:
             config: The sweep's config.
             **kwargs: Not used.
+
+        Raises:
+            SystemExit: With 1 if the sweeper would seek something else than the objectives.
         """
-        clear_records(Path(config.hydra.sweep.dir))
+        try:
+            check_directions(config)
+        except ConfigError as error:
+            print_error(str(error))
+            raise SystemExit(1) from None
+        if not planning.get():
+            clear_records(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print and write the sweep's table.
+        """Print and write the sweep's table, and the Pareto set where there are several objectives.
 
         Args:
             config: The sweep's config.
@@ -35,6 +48,8 @@ class SweepSummary(Callback):
         Raises:
             SystemExit: With 1 if any point failed.
         """
+        if planning.get():
+            return
         folder = Path(config.hydra.sweep.dir).resolve()
         records = read_records(folder)
         points, notes = collect_points(records)
@@ -42,8 +57,23 @@ class SweepSummary(Callback):
         print_lines(speed_note(points), *notes, f"Sweep: {folder}")
         page = [markdown_table(points), speed_note(points), *notes]
         (folder / "table.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+        unwritten = self._search(records, folder, config)
         failed = [record for record in records if record["status"] != "ok"]
         for record in failed:
             print_error(f"Failed: {' '.join(record['overrides'])}: {record.get('error')}")
-        if failed:
+        if failed or unwritten:
             raise SystemExit(1)
+
+    @staticmethod
+    def _search(records: list[dict[str, Any]], folder: Path, config: DictConfig) -> bool:
+        """Print and keep the Pareto set; tell whether that failed."""
+        result = collect_search(records)
+        if result is None:
+            return False
+        print_built(front_table(result))
+        try:
+            keep_search(result, folder, config)
+        except StateError as error:
+            print_error(str(error))
+            return True
+        return False

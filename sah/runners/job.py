@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
 from sah.errors import ModelError, SahError
-from sah.report.summary import summarise_point
+from sah.report.summary import objective_values, summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
 from sah.results.provenance import collect
 from sah.results.redact import redacted, redacted_argument
 from sah.results.rows import plain_json
-from sah.runners.point import Point, prepare_point, run_point
-from sah.runners.records import JOB_FILE
+from sah.runners.group import Group, run_group
+from sah.runners.jobs import plain_config
+from sah.runners.point import Point, prepare_point
+from sah.runners.records import JOB_FILE, sweep_name
 from sah.runners.scoring import score_point
 from sah.runners.session import Session
 from sah.runners.timing import time_point
@@ -50,21 +52,24 @@ class JobContext:
     """Name of the sweep that it belongs to."""
 
 
-def run_job(config: DictConfig) -> float | None:
+def run_job(config: DictConfig) -> float | tuple[float, ...] | None:
     """Run one composed point. In a sweep, failures are recorded and the next point goes on.
 
     Args:
         config: What Hydra composed.
 
     Returns:
-        The point's score by the data set's first metric, which a sweeper may optimise; None if it failed.
+        What a sweeper may optimise: the value of the one objective, or a tuple of several in the order of `objectives`
+        (see `objective_values`; a score is by the data set's first metric). None if the point failed or a value was
+        not measured, which a sweeper counts as a failed trial.
 
     Raises:
         SahError: In a single run, if anything was wrong; rows computed before are kept.
     """
     hydra = HydraConfig.get()
-    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), _sweep_name(hydra))
+    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), sweep_name(hydra))
     if hydra.mode != RunMode.MULTIRUN:
+        _session.begin()
         return _run_and_record(config, context, show=True)
     try:
         return _run_and_record(config, context, show=False)
@@ -96,11 +101,14 @@ def run_experiment(
     tracker = create_tracker(experiment.tracker)
     tracker.start(run_info(point, config, context.folder, context.sweep))
     try:
-        provenance = _provenance(point, context)
-        run_point(point, session, provenance)
+        provenance = point_provenance(point, context.overrides)
+        group = Group((point,))
+        run_group(group, session, lambda _: provenance)
+        if point.main.store.id in session.errors:
+            raise session.errors[point.main.store.id]
         try:
             if experiment.timing:
-                time_point(point, session, provenance)
+                time_point(point, group.run, session, provenance)
         finally:
             metrics = score_point(point)
             log_point(tracker, point, metrics)
@@ -111,11 +119,11 @@ def run_experiment(
     return point, metrics, tracker.location
 
 
-def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> float | None:
+def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> float | tuple[float, ...] | None:
     record: dict[str, Any] = {"status": "failed", "overrides": [redacted_argument(o) for o in context.overrides]}
     try:
         experiment = build_experiment(config)
-        plain = _plain(config)
+        plain = plain_config(config)
         replace_json(context.folder / "config.json", plain_json(redacted(plain)))
         point, metrics, location = run_experiment(experiment, context, _session, plain)
         record |= {
@@ -129,8 +137,12 @@ def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> f
             _show(point, metrics, location)
         _raise_for_failed_rows(point, metrics)
         record["status"] = "ok"
-        summary = summarise_point(metrics)
-        return summary.dense if summary.sparse is None else summary.sparse
+        values = objective_values(summarise_point(metrics), experiment.objectives)
+        if values is None:
+            _log.warning("objectives: %s was not measured in full here.", ", ".join(experiment.objectives))
+            return None
+        record["objectives"] = dict(zip(experiment.objectives, values, strict=True))
+        return values if len(values) > 1 else values[0]
     except BaseException as error:
         record["error"] = f"{type(error).__name__}: {error}"
         raise
@@ -161,10 +173,19 @@ def _raise_for_failed_rows(point: Point, metrics: dict[str, Any]) -> None:
     )
 
 
-def _provenance(point: Point, context: JobContext) -> dict[str, Any]:
+def point_provenance(point: Point, overrides: Sequence[str]) -> dict[str, Any]:
+    """Gather what is known of a point's run.
+
+    Args:
+        point: The point.
+        overrides: The command line's overrides of its job.
+
+    Returns:
+        JSON data, see `sah.results.provenance.collect`.
+    """
     model = point.model.adapter.model
     return collect(
-        overrides=context.overrides,
+        overrides=overrides,
         seed=point.experiment.seed,
         threads=point.experiment.threads,
         checkpoint_hash=point.model.checkpoint_hash,
@@ -175,16 +196,3 @@ def _provenance(point: Point, context: JobContext) -> dict[str, Any]:
             "dense_attention": model.config._attn_implementation,
         },
     )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-def _sweep_name(hydra: Any) -> str | None:
-    preset: str | None = hydra.runtime.choices.get("experiment")
-    if hydra.mode != RunMode.MULTIRUN:
-        return preset
-    # The same command is the same sweep, whenever it is resumed.
-    return preset or "sweep-" + hashlib.sha256(" ".join(sys.argv[1:]).encode()).hexdigest()[:8]

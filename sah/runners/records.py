@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hydra.types import RunMode
 
 from sah.report.summary import PointSummary, summarise_point
 
@@ -14,6 +18,21 @@ JOB_FILE = "job.json"
 """Whether the job worked, where its point lies, and the figures of the examples that it asked for."""
 
 _HAS_A_COLUMN = frozenset({"masker", "density", "phases", "dense_layers"})
+
+
+def sweep_name(hydra: Any) -> str | None:
+    """Name what a job belongs to: its preset, or a sweep by its command line; None for a single run without a preset.
+
+    Args:
+        hydra: Hydra's part of the config.
+
+    Returns:
+        The name. The same command is the same sweep, whenever it is resumed.
+    """
+    preset: str | None = hydra.runtime.choices.get("experiment")
+    if hydra.mode != RunMode.MULTIRUN:
+        return preset
+    return preset or "sweep-" + hashlib.sha256(" ".join(sys.argv[1:]).encode()).hexdigest()[:8]
 
 
 def clear_records(folder: Path) -> None:
@@ -52,15 +71,23 @@ def collect_points(records: Sequence[Mapping[str, Any]]) -> tuple[list[PointSumm
     first: dict[tuple[str, str], str] = {}
     notes: list[str] = []
     for record in done:
-        key = (record["point"], record["examples"])
+        key = point_key(record)
         overrides = _assignments(record)
         if key in lines:
-            notes.append(f"'{_text(record)}' is the same point as '{first[key]}': nothing in it reads what differs.")
+            if _text(record) != first[key]:  # a search may try the same twice
+                notes.append(
+                    f"'{_text(record)}' is the same point as '{first[key]}': nothing in it reads what differs."
+                )
             continue
         label = " ".join([record["label"], *(f"{name}={overrides[name]}" for name in telling if name in overrides)])
         lines[key] = dataclasses.replace(summarise_point(record["metrics"]), label=label)
         first[key] = _text(record)
     return list(lines.values()), notes
+
+
+def point_key(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what makes the results of two jobs the same: their point and its examples."""
+    return record["point"], record["examples"]
 
 
 def _telling_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:

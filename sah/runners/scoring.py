@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sah.adapters.kv_cache import KVShape, kv_shape
+from sah.config.experiment import Experiment
 from sah.metrics.aggregate import ScoredRow, compare, scored_rows, summarise
+from sah.metrics.kv_bytes import decode_kv_bytes
 from sah.metrics.scorers import score_all
 from sah.results.files import read_json
 from sah.results.rows import PredictionRow, ScoreRow
 from sah.results.store import TIMING_FILE
-from sah.runners.point import DENSE_WAIT_SECONDS, Arm, Point
+from sah.runners.group import DENSE_WAIT_SECONDS
+from sah.runners.point import Arm, Point
+from sah.sparse_attention.config import parse_dense_layers
 
 
 def score_point(point: Point) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def score_point(point: Point) -> dict[str, Any]:
     """
     metrics = point.experiment.dataset.metrics
     dense = _score_arm(point, point.dense, metrics)
-    result: dict[str, Any] = {"metrics": list(metrics), "label": point.dense.label, "dense": summarise(dense)}
+    result: dict[str, Any] = {"metrics": list(metrics), "label": point.dense.label}
+    result["dense"] = _summary(point, point.dense, dense)
     stored = _write(point.dense, result)
     if point.sparse is None:
         return stored
@@ -38,10 +44,36 @@ def score_point(point: Point) -> dict[str, Any]:
         "phases": point.sparse.store.identity["phases"],
         "dense_layers": point.sparse.store.identity["dense_layers"],
         "dense_point": point.dense.store.id,
-        "sparse": summarise(sparse),
+        "sparse": _summary(point, point.sparse, sparse),
         "comparison": compare(dense, sparse),
     }
     return _write(point.sparse, result)
+
+
+def choosing_bytes(experiment: Experiment, shape: KVShape) -> float:
+    """Add up what a recipe reads to choose keys, over the full-attention layers that run sparse.
+
+    Args:
+        experiment: The point.
+        shape: Of the model's keys and values.
+
+    Returns:
+        Bytes a token of the sequence, for one decoded token; 0 for the dense baseline.
+    """
+    dense = parse_dense_layers(experiment.dense_layers)
+    total = 0.0
+    for _, config in experiment.maskers:
+        layers = [layer for layer in shape.layers if layer not in dense and layer in config.layer_set]
+        total += len(layers) * shape.kv_heads * config.choosing_bytes(shape.head_dim, shape.itemsize)
+    return total
+
+
+def _summary(point: Point, arm: Arm, scored: Sequence[ScoredRow]) -> dict[str, Any]:
+    """Aggregate an arm's rows, `decode_kv_bytes` (see `sah.metrics.kv_bytes`) among the figures."""
+    shape = kv_shape(arm.adapter.model)
+    rows = [entry.row for entry in scored if isinstance(entry.row, PredictionRow)]
+    choosing = 0.0 if arm.is_dense else choosing_bytes(point.experiment, shape)
+    return summarise(scored) | {"decode_kv_bytes": decode_kv_bytes(rows, shape.token_bytes, choosing)}
 
 
 def _write(arm: Arm, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from sah.metrics.aggregate import mean
 from sah.report.timing import timed_point
 from sah.results.rows import row_key
 from sah.results.store import TIMING_FILE
-from sah.runners.point import DENSE_WAIT_SECONDS, Point
+from sah.runners.group import DENSE_WAIT_SECONDS
+from sah.runners.point import Point
 from sah.runners.session import Session
 
 _log = logging.getLogger(__name__)
@@ -27,11 +28,12 @@ SPARSE = "sparse"
 """Name of the point's own arm in `timing.json`, beside `own` and `grouped`; a dense point has none."""
 
 
-def time_point(point: Point, session: Session, provenance: Mapping[str, Any]) -> None:
+def time_point(point: Point, run: str, session: Session, provenance: Mapping[str, Any]) -> None:
     """Time the decoding of the first examples that have an answer, and write `timing.json`. Rows are not touched.
 
     Args:
         point: A point that has run.
+        run: Id of this run.
         session: Caches of the process.
         provenance: What is known of this run; noted if no row has made it so.
 
@@ -72,7 +74,7 @@ def time_point(point: Point, session: Session, provenance: Mapping[str, Any]) ->
             }
         )
     timing: dict[str, Any] = {
-        "run": point.run,
+        "run": run,
         "label": arm.label,
         "threads": torch.get_num_threads(),
         "device": str(model.model.device),

@@ -10,8 +10,10 @@ import torch
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.efficient import EfficientAttention
+from sah.sparse_attention.lanes import LaneStates
 from sah.sparse_attention.maskers.base import ResearchMasker
 from sah.sparse_attention.research import ResearchAttention
+from sah.sparse_attention.shared import SharedStates
 
 
 class AutoAttention(SparseAttention):
@@ -40,6 +42,19 @@ class AutoAttention(SparseAttention):
     def prepare_context(self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor) -> None:
         """Derive the state of a context's keys; see `ResearchAttention.prepare_context`."""
         self.efficient.prepare_context(context_state, layer_idx, keys)
+
+    def attend_lanes(
+        self,
+        module: torch.nn.Module | None,
+        queries: torch.Tensor,
+        keys: SharedStates,
+        values: SharedStates,
+        scaling: float,
+        states: LaneStates,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Compute attention for rows of several lanes; see `SparseAttention.attend_lanes`."""
+        return self.efficient.attend_lanes(module, queries, keys, values, scaling, states, **kwargs)
 
     def custom_attention(
         self,

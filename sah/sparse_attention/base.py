@@ -11,6 +11,8 @@ import torch
 from sah.config.lookup import named
 from sah.errors import ConfigError
 from sah.sparse_attention.config import SparseAttentionConfig
+from sah.sparse_attention.lanes import LaneStates
+from sah.sparse_attention.shared import SharedStates
 
 
 class SparseAttention(ABC):
@@ -73,6 +75,43 @@ class SparseAttention(ABC):
         Returns:
             Output (batch, q_len, heads, value_dim), and the weights (batch, heads, q_len, kv_len) or None.
         """
+
+    def attend_lanes(
+        self,
+        module: torch.nn.Module | None,
+        queries: torch.Tensor,
+        keys: SharedStates,
+        values: SharedStates,
+        scaling: float,
+        states: LaneStates,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Compute attention for rows of several lanes that share a context.
+
+        This plain form takes the lanes one by one, each with its keys written out; faster ones are compared with it.
+
+        Args:
+            module: The model's attention module, or None.
+            queries: (rows, heads, 1, head_dim); the rows of a lane are its queries in order.
+            keys: (rows, kv_heads, kv_len, head_dim).
+            values: (rows, kv_heads, kv_len, value_dim).
+            scaling: Factor of the dot products.
+            states: State of the setting's lanes.
+            **kwargs: As for `custom_attention`.
+
+        Returns:
+            (rows, heads, value_dim).
+        """
+        output = queries.new_empty(*queries.shape[:2], values.shape[3])
+        for lane in dict.fromkeys(keys.lanes.tolist()):
+            rows = (keys.lanes == lane).nonzero().flatten()
+            whole = [part.of_lane(lane, int(keys.lengths[rows].max())) for part in (keys, values)]
+            mine = queries[rows].squeeze(2).transpose(0, 1)[None]
+            found, _ = self.custom_attention(
+                module, mine, whole[0], whole[1], None, scaling, 0.0, states.alone[lane], **kwargs
+            )
+            output[rows] = found[0]
+        return output
 
     def prepare_context(  # noqa: B027 - most methods need nothing
         self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor

@@ -11,10 +11,17 @@ from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.fused import fused_attention
 from sah.sparse_attention.kernels.grouped import grouped_attention
 from sah.sparse_attention.kernels.lists import attend_lists
+from sah.sparse_attention.kernels.shared import attend_dense_mask, attend_everything, attend_shared_lists
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import KeyLists
+from sah.sparse_attention.lanes import LaneStates
 from sah.sparse_attention.mask import Mask, gather_last
 from sah.sparse_attention.research import ResearchAttention
+from sah.sparse_attention.shared import SharedStates
+from sah.sparse_attention.times import now
+
+PIECE_NUMBERS = 1 << 22
+"""Attention logits that are held at once for the rows of a setting."""
 
 
 class EfficientAttention(ResearchAttention):
@@ -52,6 +59,65 @@ class EfficientAttention(ResearchAttention):
                 "compute. Allowed: auto or research. Write execution=auto, or AutoAttentionConfig(...)"
             )
         return super().custom_attention(*args, **kwargs)
+
+    @torch.no_grad()
+    def attend_lanes(
+        self,
+        module: torch.nn.Module | None,
+        queries: torch.Tensor,
+        keys: SharedStates,
+        values: SharedStates,
+        scaling: float,
+        states: LaneStates,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Compute attention for rows of several lanes, over the context at once; see `SparseAttention.attend_lanes`.
+
+        A layer whose recipe holds a masker that cannot do so takes the lanes one by one.
+        """
+        layer_idx = kwargs["layer_idx"]
+        if not all(masker.works_in_lanes for masker in self.recipe_of(layer_idx)):
+            return super().attend_lanes(module, queries, keys, values, scaling, states, **kwargs)
+        rows, heads = queries.shape[:2]
+        step = max(1, PIECE_NUMBERS // (heads * keys.shape[2]))
+        pieces = []
+        for start in range(0, rows, step):
+            piece = slice(start, start + step)
+            arguments = (queries[piece], keys.of_rows(piece), values.of_rows(piece), scaling)
+            pieces.append(self._attend_rows(*arguments, states, states.of_rows(piece), **kwargs))
+        return torch.cat(pieces).squeeze(2)
+
+    def _attend_rows(
+        self,
+        queries: torch.Tensor,
+        keys: SharedStates,
+        values: SharedStates,
+        scaling: float,
+        states: LaneStates,
+        meta_data: dict[Any, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return (rows, heads, 1, value_dim)."""
+        layer_idx, begun = kwargs["layer_idx"], now(queries.device)[0]
+        allowed = keys.allowed()
+        recipe = self.recipe_of(layer_idx)
+        mask = self.build_mask(queries, keys, values, allowed, scaling, 0.0, meta_data, **kwargs)
+        chosen = now(queries.device)[0]
+        kept = mask.count_listed() if mask.has_indices else mask.count(allowed)
+        self.check_kept(kept, layer_idx)
+        states.record(layer_idx, keys, kept, dense=not recipe)
+        sinks, softcap = kwargs.get("s_aux"), kwargs.get("softcap")
+        if mask.is_full:
+            output = attend_everything(queries, keys, values, scaling, sinks=sinks, softcap=softcap)
+        elif mask.has_indices:
+            output = attend_shared_lists(
+                queries, keys, values, mask.spans, mask.lists, scaling, self.workspace, sinks=sinks, softcap=softcap
+            )
+        else:
+            inclusion = mask.to_dense() * allowed
+            output = attend_dense_mask(queries, keys, values, inclusion, scaling, sinks=sinks, softcap=softcap)
+        states.together_seconds.add(keys.lanes, chosen - begun, now(queries.device)[0] - chosen)
+        return output
 
     def attend(
         self,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sah.sparse_attention.shared import SharedStates
+
 CONTEXT_STATE_KEY = "context_state"
 """Key of `sparse_meta_data` that holds what was derived from the context's keys, read-only."""
 
@@ -136,8 +138,7 @@ class KeyStateMasker:
             What `fit` gave, and the units of all keys as tensors (batch, kv_heads, n, width) in order; together they
             cover kv_len // unit units.
         """
-        contexts: Mapping[Any, Any] = sparse_meta_data.get(CONTEXT_STATE_KEY) or {}
-        context: ContextPart | None = contexts.get((self.state_identity(), layer_idx))
+        context = self._context_part(sparse_meta_data, layer_idx)
         own_states = sparse_meta_data.setdefault(layer_idx, {})
         own: OwnPart | None = own_states.get(self.key)
         complete = keys.shape[2] // self.unit
@@ -152,3 +153,56 @@ class KeyStateMasker:
         if complete > own.end:
             own.append(self.derive(keys[:, :, own.end * self.unit : complete * self.unit], own.fitted, layer_idx))
         return own.fitted, [*([] if context is None else [context.units]), *own.units()]
+
+    def lane_state(
+        self, keys: SharedStates, sparse_meta_data: dict[Any, Any], layer_idx: int
+    ) -> tuple[ContextPart, torch.Tensor]:
+        """Bring the state of all lanes of a setting up to the keys at hand.
+
+        Args:
+            keys: All keys, (rows, kv_heads, kv_len, head_dim).
+            sparse_meta_data: State of the setting's lanes.
+            layer_idx: The layer.
+
+        Returns:
+            What was derived from the context, and what `derive_own` gives for every place behind it,
+            (lanes, kv_heads, room, width).
+
+        Raises:
+            ValueError: If the context's state was not prepared.
+        """
+        context = self._context_part(sparse_meta_data, layer_idx)
+        if context is None:
+            raise ValueError("lanes need the state of their context: call prepare_context first")
+        states = sparse_meta_data.setdefault(layer_idx, {})
+        own: torch.Tensor | None = states.get(self.key)
+        if own is None or not keys.one_each:
+            # A question's chunk, or the first call after a question that ran dense.
+            whole = self.derive_own(keys, None, context.fitted, layer_idx)
+            if own is None:
+                own = whole.new_zeros(*whole.shape[:2], keys.own.shape[2], whole.shape[3])
+                states[self.key] = own
+            own[:, :, : keys.used] = whole
+        else:
+            own[keys.lanes, :, keys.slots] = self.derive_own(keys, own, context.fitted, layer_idx)
+        return context, own
+
+    def derive_own(self, keys: SharedStates, before: torch.Tensor | None, fitted: Any, layer_idx: int) -> torch.Tensor:
+        """Summarise keys behind the context place by place; for units of one key as `derive` does.
+
+        Args:
+            keys: All keys, (rows, kv_heads, kv_len, head_dim).
+            before: What was summarised so far, (lanes, kv_heads, room, width), or None for all places anew.
+            fitted: What `fit` gave for the context.
+            layer_idx: The layer.
+
+        Returns:
+            (lanes, kv_heads, used, width) for all places, or (rows, kv_heads, width) for each row's own key.
+        """
+        if before is None:
+            return self.derive(keys.own[:, :, : keys.used], fitted, layer_idx)
+        return self.derive(keys.fresh(), fitted, layer_idx).squeeze(2)
+
+    def _context_part(self, sparse_meta_data: dict[Any, Any], layer_idx: int) -> ContextPart | None:
+        contexts: Mapping[Any, Any] = sparse_meta_data.get(CONTEXT_STATE_KEY) or {}
+        return contexts.get((self.state_identity(), layer_idx))

@@ -151,6 +151,12 @@ class Mask:
         indices, probabilities = (torch.cat(tensors, -1) for tensors in zip(*expanded, strict=True))
         return indices, probabilities
 
+    def as_lists(self) -> Mask:
+        """Return the same mask held as lists, or as it is where it is full."""
+        if self._dense is None:
+            return self
+        return Mask.from_indices(self.shape, *self._indices_of_dense())
+
     def _indices_of_dense(self) -> tuple[torch.Tensor, torch.Tensor]:
         dense = self.to_dense()
         dense = dense.expand(self.shape[0], dense.shape[1], self.shape[2], self.shape[3])
@@ -176,6 +182,14 @@ class Mask:
         if not bool(allowed.all()):
             indices, probabilities = self.to_indices()
             return ((probabilities > 0) & gather_last(allowed, indices)).sum(-1)
+        return self.count_listed()
+
+    def count_listed(self) -> torch.Tensor:
+        """Count the keys of a mask in list form; all of them are known to be allowed.
+
+        Returns:
+            int64, broadcastable to (batch, heads, q_len).
+        """
         total = torch.zeros(1, 1, self.shape[2], dtype=torch.long, device=self.device)
         total += sum(stop - start for start, stop in self.spans)
         for part in self.lists:

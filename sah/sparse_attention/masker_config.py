@@ -44,6 +44,18 @@ class MaskerConfig(ValidatedConfig):
         """Whether the query heads of one KV head may keep different keys."""
         return False
 
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose keys, beside the keys and values that are kept.
+
+        Args:
+            head_dim: Entries of a key.
+            itemsize: Bytes of an entry.
+
+        Returns:
+            Bytes a key and KV head, for one decoded token. Entries of fewer bits count as if they were packed.
+        """
+        return 0.0
+
     def identity(self) -> dict[str, Any]:
         """Return what decides the keys that this masker keeps, as plain data."""
         return dataclasses.asdict(self)
@@ -184,3 +196,8 @@ def check_label_bits(key: str, value: int | None) -> None:
     """
     if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 16):
         raise bad_value(key, value, "a whole number from 1 to 16, or null for no rounding", f"{key}=8")
+
+
+def label_bytes(bits: int | None, itemsize: int) -> float:
+    """Return the bytes of a label's entry, packed; without rounding it has the keys' own type."""
+    return itemsize if bits is None else bits / 8

@@ -116,6 +116,26 @@ def fast_bounds_of_chunk(
     return torch.cat([bounds, last.masked_fill(~there_tail[:, None], float("-inf"))], dim=-1)
 
 
+def ends_so_far(tail: torch.Tensor, own: torch.Tensor, page_size: int) -> torch.Tensor:
+    """Return for each key behind a context the extremes of its page's keys up to it.
+
+    Args:
+        tail: The context's keys behind its last complete page, (1, kv_heads, rest, head_dim).
+        own: Keys behind the context, (lanes, kv_heads, n, head_dim).
+        page_size: Keys of a page.
+
+    Returns:
+        (lanes, kv_heads, n, 2 * head_dim): largest entries, then smallest.
+    """
+    lanes, kv_heads, count, head_dim = own.shape
+    rest = tail.shape[2]
+    keys = torch.cat([tail.expand(lanes, -1, -1, -1), own], dim=2)
+    missing = -keys.shape[2] % page_size
+    pages = torch.nn.functional.pad(keys, (0, 0, 0, missing)).view(lanes, kv_heads, -1, page_size, head_dim)
+    ends = torch.cat([pages.cummax(3).values, pages.cummin(3).values], dim=-1)
+    return ends.flatten(2, 3)[:, :, rest : rest + count]
+
+
 def _ends(
     keys: torch.Tensor, page: torch.Tensor, readable: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

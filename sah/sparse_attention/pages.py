@@ -8,7 +8,9 @@ from sah.sparse_attention.key_lists import KeyLists
 from sah.sparse_attention.mask import Mask
 
 
-def choose_pages(scores: torch.Tensor, page_size: int, previous: Mask, add: torch.Tensor) -> list[KeyLists]:
+def choose_pages(
+    scores: torch.Tensor, page_size: int, previous: Mask, add: torch.Tensor, lengths: torch.Tensor
+) -> list[KeyLists]:
     """Choose the pages with the largest scores, as many as a budget holds; the last one in part if need be.
 
     Args:
@@ -16,14 +18,14 @@ def choose_pages(scores: torch.Tensor, page_size: int, previous: Mask, add: torc
         page_size: Keys of a page; the last page may be incomplete.
         previous: What is kept already, in list form; it costs nothing and is not chosen again.
         add: Keys to choose, int64, broadcastable to (batch, lists); no more than are left.
+        lengths: Keys that each row may read, from the first one on, (batch or 1,), int64.
 
     Returns:
         A list of whole pages (`run` is the page size), and one of single keys for pages that are read in part, earlier
         keys first; either may be missing.
     """
     batch, lists, pages = scores.shape
-    kv_len = previous.shape[3]
-    room = _room(previous, lists, pages, page_size, scores.device)
+    room = _room(previous, lists, pages, page_size, lengths)
     add = add.expand(batch, lists)
     partial = ((room > 0) & (room < page_size)).sum(-1).amax()
     most = min(pages, -(-int(add.max()) // page_size) + int(partial))
@@ -39,15 +41,17 @@ def choose_pages(scores: torch.Tensor, page_size: int, previous: Mask, add: torc
     used = int((take > 0).sum(-1).max())
     found = [KeyLists(order[..., :whole].unsqueeze(2), run=page_size)] if whole else []
     if used > whole:
-        found.append(_single_keys(order[..., whole:used], take[..., whole:used], page_size, kv_len, previous))
+        found.append(_single_keys(order[..., whole:used], take[..., whole:used], page_size, lengths, previous))
     return found
 
 
-def _room(previous: Mask, lists: int, pages: int, page_size: int, device: torch.device) -> torch.Tensor:
+def _room(previous: Mask, lists: int, pages: int, page_size: int, lengths: torch.Tensor) -> torch.Tensor:
     """Count the keys of each page that are not kept, (batch or 1, lists or 1, pages)."""
+    device = lengths.device
     start = torch.arange(pages, device=device) * page_size
-    stop = (start + page_size).clamp(max=previous.shape[3])
-    room = (stop - start)[None, None]
+    stop = torch.minimum(start + page_size, lengths.view(-1, 1, 1))
+    room = (stop - start).clamp(min=0)
+    # Ranges and lists hold only keys that the row may read.
     for first, last in previous.spans:
         room = room - (stop.clamp(max=last) - start.clamp(min=first)).clamp(min=0)
     for part in previous.lists:
@@ -57,10 +61,13 @@ def _room(previous: Mask, lists: int, pages: int, page_size: int, device: torch.
     return room
 
 
-def _single_keys(order: torch.Tensor, take: torch.Tensor, page_size: int, kv_len: int, previous: Mask) -> KeyLists:
+def _single_keys(
+    order: torch.Tensor, take: torch.Tensor, page_size: int, lengths: torch.Tensor, previous: Mask
+) -> KeyLists:
     """Name the first `take` keys of each page that are not kept; order and take are (batch, lists, n)."""
     keys = order.unsqueeze(-1) * page_size + torch.arange(page_size, device=order.device)
-    free = keys < kv_len
+    kv_len = previous.shape[3]
+    free = keys < lengths.view(-1, 1, 1, 1)
     keys = keys.clamp(max=kv_len - 1)
     for first, last in previous.spans:
         free = free & ((keys < first) | (keys >= last))

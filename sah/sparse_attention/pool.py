@@ -46,10 +46,7 @@ class Pool:
         """
         batch, lists, q_len = wanted.shape
         count, taken, number = (t.transpose(1, 2).flatten(0, 1).cpu() for t in (self.allowed, self.taken, wanted))
-        rows = taken.new_full((batch * q_len, lists, int(wanted.max())), -1)
-        for row, generator in enumerate(self.generators):
-            drawn = draw_distinct(generator, count[row], taken[row], number[row])
-            rows[row, :, : drawn.shape[-1]] = drawn
+        rows = draw_distinct(self.generators, count, taken, number)
         numbers = rows.view(batch, q_len, lists, -1).transpose(1, 2).to(wanted.device)
         used = numbers >= 0
         indices = numbers.clamp(min=0)
@@ -82,19 +79,20 @@ def pool_of_mask(previous: Mask, allowed: torch.Tensor, lists: int, generators: 
     )
 
 
-def pool_of_lists(previous: Mask, lists: int, generators: list[torch.Generator]) -> Pool:
-    """Find what is left of a mask in list form where every key is allowed; builds nothing of size kv_len.
+def pool_of_lists(previous: Mask, lengths: torch.Tensor, lists: int, generators: list[torch.Generator]) -> Pool:
+    """Find what is left of a mask in list form where rows read prefixes; builds nothing of size kv_len.
 
     Args:
         previous: What is kept already, with one query a row, and lists that suit; see
             `DrawingMasker.can_extend`.
+        lengths: Keys that each row may read, from the first one on, (batch or 1,), int64.
         lists: heads, or kv_heads for one draw a KV head.
         generators: One a query row.
 
     Returns:
         The pool, equal to that of `pool_of_mask`.
     """
-    batch, _, q_len, kv_len = previous.shape
+    batch, _, q_len, _ = previous.shape
     device = previous.device
     taken = [torch.arange(start, stop, device=device).view(1, 1, 1, -1) for start, stop in previous.spans]
     for part in previous.lists:
@@ -102,7 +100,7 @@ def pool_of_lists(previous: Mask, lists: int, generators: list[torch.Generator])
         taken.append(torch.where(probabilities > 0, indices, -1))
     shape = (batch, lists, q_len, -1)
     empty = torch.empty(1, 1, 1, 0, dtype=torch.long, device=device)
-    count = torch.full(shape[:-1], kv_len, device=device)
+    count = lengths.view(-1, 1, 1).expand(shape[:-1])
     return Pool(generators, count, torch.cat([part.expand(shape) for part in (empty, *taken)], dim=-1), None)
 
 

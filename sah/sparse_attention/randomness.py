@@ -55,7 +55,7 @@ def row_generators(
 
 
 def draw_distinct(
-    generator: torch.Generator, count: torch.Tensor, taken: torch.Tensor, wanted: torch.Tensor
+    generators: Sequence[torch.Generator], count: torch.Tensor, taken: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
     """Draw numbers below a count uniformly and without replacement, leaving out those that are taken.
 
@@ -71,47 +71,75 @@ def draw_distinct(
     the same reason a sample may be drawn in parts, the earlier ones being taken.
 
     Args:
-        generator: Read and moved. Asking for more numbers leaves the first ones as they are, as long as the same way
-            is taken.
-        count: Each list's numbers, (lists,), int64.
-        taken: Numbers that may not be drawn, (lists, t), int64, each once; -1 marks an unused place.
-        wanted: Numbers to draw, (lists,), int64; never more than are free.
+        generators: One a row, read and moved as if the row were alone. Asking for more numbers leaves the first ones as
+            they are, as long as the same way is taken.
+        count: Each list's numbers, (rows, lists), int64.
+        taken: Numbers that may not be drawn, (rows, lists, t), int64, each once; -1 marks an unused place.
+        wanted: Numbers to draw, (rows, lists), int64; never more than are free.
 
     Returns:
-        (lists, largest wanted), int64, in the order of the draw, with -1 in unused places.
+        (rows, lists, largest wanted), int64, in the order of the draw, with -1 in unused places.
     """
+    rows, lists = count.shape
     width = int(wanted.max())
-    drawn = taken.new_full((len(taken), width), -1)
+    drawn = taken.new_full((rows, lists, width), -1)
     if width == 0:
         return drawn
     busy = (taken >= 0).sum(-1)
     by_proposal = 2 * (busy + wanted) <= count
     missing = wanted > 0
-    if bool((by_proposal & missing).any()):
-        free_share = (count - busy) / (count - busy - wanted).clamp(min=1)
-        expected = float(torch.where(by_proposal & missing, count * free_share.log(), 0.0).max())
-        proposed = math.ceil(expected + 5 * math.sqrt(expected)) + 8
-        # One row a proposal, so that a longer stream begins with the shorter one.
-        uniform = torch.rand(proposed, len(count), generator=generator, dtype=torch.float64)
-        proposals = (uniform * count).long().T
-        accepted = _is_first(torch.cat([taken, proposals], dim=1))[:, taken.shape[1] :]
+    proposals = _propose(generators, count, busy, wanted, by_proposal & missing)
+    if proposals.shape[-1]:
+        taken_and_proposed = torch.cat([taken, proposals], dim=-1)
+        accepted = _is_first(taken_and_proposed.flatten(0, 1), int(count.max())).view(taken_and_proposed.shape)
+        accepted = accepted[..., taken.shape[-1] :] & (proposals >= 0)
         order = accepted.cumsum(-1)
         place = torch.where(accepted & (order <= wanted.unsqueeze(-1)), order - 1, width)
-        drawn = taken.new_full((len(taken), width + 1), -1).scatter_(1, place, proposals)[:, :width]
-        missing = missing & ~(by_proposal & (order[:, -1] >= wanted))
-    for row in missing.nonzero().flatten().tolist():
-        free = torch.ones(int(count[row]), dtype=torch.bool)
-        free[taken[row][taken[row] >= 0]] = False
-        permutation = torch.randperm(len(free), generator=generator)
-        number = int(wanted[row])
-        drawn[row, :number] = permutation[free[permutation]][:number]
-        drawn[row, number:] = -1
+        drawn = taken.new_full((rows, lists, width + 1), -1).scatter_(-1, place, proposals)[..., :width]
+        missing = missing & ~(by_proposal & (order[..., -1] >= wanted))
+    for row, number_of_list in missing.nonzero().tolist():
+        free = torch.ones(int(count[row, number_of_list]), dtype=torch.bool)
+        mine = taken[row, number_of_list]
+        free[mine[mine >= 0]] = False
+        permutation = torch.randperm(len(free), generator=generators[row])
+        number = int(wanted[row, number_of_list])
+        drawn[row, number_of_list, :number] = permutation[free[permutation]][:number]
+        drawn[row, number_of_list, number:] = -1
     return drawn
 
 
-def _is_first(numbers: torch.Tensor) -> torch.Tensor:
-    """Tell which entries of (lists, n) no entry to their left in the list equals."""
-    apart = int(numbers.max()) + 2
+def _propose(
+    generators: Sequence[torch.Generator],
+    count: torch.Tensor,
+    busy: torch.Tensor,
+    wanted: torch.Tensor,
+    asking: torch.Tensor,
+) -> torch.Tensor:
+    """Propose numbers for the lists of the rows that ask for any, (rows, lists, n); -1 behind a row's last one."""
+    free_share = (count - busy) / (count - busy - wanted).clamp(min=1)
+    expected = torch.where(asking, count * free_share.log(), 0.0).amax(-1).tolist()
+    rows = torch.nonzero(asking.any(-1)).flatten().tolist()
+    # One stream a list, each row's as long as it would be alone, so that a row's company changes nothing.
+    lengths = {row: math.ceil(expected[row] + 5 * math.sqrt(expected[row])) + 8 for row in rows}
+    proposals = count.new_full((*count.shape, max(lengths.values(), default=0)), -1)
+    for row, length in lengths.items():
+        uniform = torch.rand(length, count.shape[1], generator=generators[row], dtype=torch.float64)
+        proposals[row, :, :length] = (uniform * count[row]).long().T
+    return proposals
+
+
+TABLE_SHARE = 8
+"""A table of all numbers is used up to so many numbers for each one that is looked up."""
+
+
+def _is_first(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """Tell which entries of (lists, n), all below a count or -1, no entry to their left in the list equals."""
+    width = numbers.shape[-1]
+    if count <= TABLE_SHARE * width:
+        places = torch.arange(width).expand_as(numbers)
+        first = numbers.new_full((len(numbers), count + 1), width).scatter_reduce_(1, numbers + 1, places, "amin")
+        return first.gather(1, numbers + 1) == places
+    apart = count + 1
     # One flat sort of whole numbers is several times faster than a sort of each list.
     flat = (numbers + 1 + torch.arange(len(numbers)).unsqueeze(-1) * apart).flatten()
     ordered, order = flat.sort(stable=True)

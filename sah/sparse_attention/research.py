@@ -68,8 +68,8 @@ class ResearchAttention(SparseAttention):
     def build_mask(
         self,
         queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        keys: Any,
+        values: Any,
         attention_mask: torch.Tensor,
         scaling: float,
         dropout: float,
@@ -80,8 +80,8 @@ class ResearchAttention(SparseAttention):
 
         Args:
             queries: (batch, heads, q_len, head_dim).
-            keys: (batch, kv_heads, kv_len, head_dim).
-            values: (batch, kv_heads, kv_len, value_dim).
+            keys: (batch, kv_heads, kv_len, head_dim); `SharedStates` where all maskers of the layer work in lanes.
+            values: (batch, kv_heads, kv_len, value_dim), like keys.
             attention_mask: Boolean, broadcastable to (batch, heads, q_len, kv_len).
             scaling: Factor of the dot products.
             dropout: Passed on to the maskers.
@@ -164,6 +164,23 @@ class ResearchAttention(SparseAttention):
         )
         return output.transpose(1, 2).contiguous(), weights
 
+    @staticmethod
+    def check_kept(kept: torch.Tensor, layer_idx: int) -> None:
+        """Check that every query keeps something.
+
+        Args:
+            kept: Number of keys of each query.
+            layer_idx: The layer.
+
+        Raises:
+            ConfigError: If one keeps none.
+        """
+        if bool((kept == 0).any()):
+            raise ConfigError(
+                f"The recipe keeps no key for some query of layer {layer_idx}. "
+                "Allowed: a recipe that keeps at least one key for every query, e.g. with masker.local.window_size=1"
+            )
+
     def record_density(
         self, mask: Mask, allowed: torch.Tensor, sparse_meta_data: dict[Any, Any], layer_idx: int
     ) -> None:
@@ -179,11 +196,7 @@ class ResearchAttention(SparseAttention):
             ConfigError: If a query that may read keys keeps none.
         """
         kept, may_read = mask.count(allowed), allowed.sum(-1)
-        if bool(((kept == 0) & (may_read > 0)).any()):
-            raise ConfigError(
-                f"The recipe keeps no key for some query of layer {layer_idx}. "
-                "Allowed: a recipe that keeps at least one key for every query, e.g. with masker.local.window_size=1"
-            )
+        self.check_kept(torch.where(may_read > 0, kept, 1), layer_idx)
         statistics = sparse_meta_data.get(STATISTICS_KEY)
         if isinstance(statistics, AttentionStatistics):
             statistics.record(layer_idx, kept, may_read, dense=not self.recipe_of(layer_idx))

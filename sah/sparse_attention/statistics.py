@@ -43,6 +43,27 @@ class AttentionStatistics:
         if not dense:
             self._sparse_calls[key] += 1
 
+    def add(self, phase: str, layer_idx: int, total: torch.Tensor, sparse_calls: int) -> None:
+        """Add what was summed elsewhere.
+
+        Args:
+            phase: `question` or `decode`.
+            layer_idx: The layer.
+            total: Sum of the rows' densities and number of rows, (2,), double.
+            sparse_calls: Calls that ran sparse.
+        """
+        key = (phase, layer_idx)
+        if not bool(total[1]):
+            return
+        self._sums[key] = self._sums[key] + total if key in self._sums else total
+        if sparse_calls:
+            self._sparse_calls[key] += sparse_calls
+
+    def merge(self, other: AttentionStatistics) -> None:
+        """Add what another record holds."""
+        for (phase, layer_idx), total in other._sums.items():
+            self.add(phase, layer_idx, total, other._sparse_calls.get((phase, layer_idx), 0))
+
     def calls(self) -> int:
         """Return the number of sparse attention calls."""
         return sum(self._sparse_calls.values())

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,17 @@ def run_exactly(*given: str) -> Outcome:
     """Run the command in the working folder, in this process, with these arguments and no others."""
     from sah.run import main
 
+    return _call(main, given)
+
+
+def plan(*given: str) -> Outcome:
+    """Show the plan of a command, short by default."""
+    from sah.plan import main
+
+    return _call(main, arguments(*given))
+
+
+def _call(main: Callable[[], None], given: Sequence[str]) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     GlobalHydra.instance().clear()
     code = 0

@@ -1,4 +1,4 @@
-"""Sweeps with Hydra's basic launcher: failing points, exit codes, the summary, presets."""
+"""Sweeps: failing points, exit codes, the summary, presets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from sah.adapters.generation import Answer
+from sah.adapters.context_cache import ContextCache
 from sah.adapters.huggingface import ModelAdapterHF
+from sah.sparse_attention.maskers.topk import OracleTopK
 from tests.integration.conftest import Work
-from tests.integration.running import ROOT, jobs, run, run_exactly, sparse_of, stored
+from tests.integration.running import ROOT, jobs, lines, run, run_exactly, sparse_of, stored
 
 
 def table_lines(text: str) -> list[list[str]]:
@@ -44,14 +46,13 @@ def test_a_sweep_ends_with_one_table_of_all_points() -> None:
     assert [path.name for path in Path().iterdir()] == ["outputs"]
 
 
-def test_a_failing_point_stops_no_other_and_shows_in_the_exit_code(work: Work) -> None:
+def test_a_mistake_in_one_point_is_told_before_anything_runs(work: Work) -> None:
     done = run("-m", "masker=topk", "density=0.05,2,0.1")
     assert done.code == 1
-    assert work.counts == (2, 2, 4)
-    assert [record["status"] for record in jobs()] == ["ok", "failed", "ok"]
-    assert [float(words[6]) for words in table_lines(done.out)] == [0.05, 0.1]
-    assert "density=2 is not allowed" in done.text
-    assert "density=2" in done.err, "what failed is told at the end, on stderr"
+    assert work.counts == (0, 0, 0)
+    assert (jobs(), stored()) == ([], {})
+    assert "1 of 3 points cannot be run" in done.text
+    assert "density=2 is not allowed" in done.err and "In point 1 (density=2)" in done.text
     assert "Traceback" not in done.text
 
 
@@ -65,14 +66,12 @@ def test_a_sweep_in_which_all_points_fail_says_so() -> None:
 
 def test_an_error_of_ours_in_one_point_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only mistakes of the user: a defect in one method leaves its traceback in the log and the others run."""
-    answer = ModelAdapterHF.answer
 
-    def defective(self: ModelAdapterHF, *given: object, **options: object) -> Answer:
-        if "TopK" in repr(self.sparse_attention_config):
-            raise KeyError("a defect")
-        return answer(self, *given, **options)  # type: ignore[arg-type]
+    def defective(self: OracleTopK, *given: object, **options: object) -> torch.Tensor:
+        raise KeyError("a defect")
 
-    monkeypatch.setattr(ModelAdapterHF, "answer", defective)
+    monkeypatch.setattr(OracleTopK, "scores", defective)
+    monkeypatch.setattr(OracleTopK, "fast_scores", defective)
     done = run("-m", "masker=topk,random")
     assert done.code == 1
     assert [record["status"] for record in jobs()] == ["failed", "ok"]
@@ -92,11 +91,13 @@ def test_a_sweep_started_again_computes_nothing(work: Work) -> None:
     assert table_lines(again.out) == table_lines(first.out)
 
 
-def test_a_single_run_and_a_sweep_share_points(work: Work) -> None:
+def test_a_single_run_and_a_sweep_share_points() -> None:
     assert run("masker=topk", "density=0.1").code == 0
-    work.clear()
+    before = {point.id: lines(point) for point in stored().values()}
     assert run("-m", "masker=topk", "density=0.1,0.2").code == 0
-    assert work.counts[1:] == (0, 2)
+    after = {point.id: lines(point) for point in stored().values()}
+    assert {name: after[name] for name in before} == before
+    assert sorted(map(len, after.values())) == [2, 2, 2]
 
 
 def test_a_sweep_over_the_baseline_too() -> None:
@@ -118,7 +119,8 @@ def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
     shown = [(words[0], float(words[6])) for words in table_lines(done.out)]
     densities = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
     assert sorted(shown) == sorted((masker, d) for masker in ("topk", "streaming_llm", "random") for d in densities)
-    assert work.counts == (2, 2, 42)
+    assert len(work.prefills) == 2
+    assert sorted(len(lines(point)) for point in stored().values()) == [2] * (1 + len(densities) * 3)
     assert len(list(Path("outputs/sweeps").rglob("table.md"))) == 1
 
 
@@ -137,7 +139,7 @@ def test_a_second_data_set_in_the_same_sweep(work: Work) -> None:
 
 def test_a_sweep_reports_its_own_jobs_only() -> None:
     """A folder named by the user, or two sweeps begun in one second, may hold jobs of another sweep."""
-    assert run("-m", "masker=topk", "density=0.05,2", "hydra.sweep.dir=outputs/mine").code == 1
+    assert run("-m", "masker=topk", "density=0.05,0.2", "hydra.sweep.dir=outputs/mine").code == 0
     done = run("-m", "masker=topk", "density=0.1", "hydra.sweep.dir=outputs/mine")
     assert done.code == 0, done.text
     assert [float(words[6]) for words in table_lines(done.out)] == [0.1]
@@ -179,21 +181,23 @@ def test_layers_of_a_masker_name_their_point() -> None:
 
 
 def test_ctrl_c_ends_a_sweep_and_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
-    answer = ModelAdapterHF.answer
+    prefill = ModelAdapterHF.prefill
 
-    def interrupted(self: ModelAdapterHF, *given: object, **options: object) -> Answer:
-        if "Random" in repr(self.sparse_attention_config):
+    def interrupted(self: ModelAdapterHF, context: str) -> ContextCache:
+        if work.prefills:
             raise KeyboardInterrupt
-        return answer(self, *given, **options)  # type: ignore[arg-type]
+        return prefill(self, context)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ModelAdapterHF, "answer", interrupted)
+        patched.setattr(ModelAdapterHF, "prefill", interrupted)
         done = run("-m", "masker=topk,random,streaming_llm")
     assert done.code == 130
     assert "same command" in done.text and "Traceback" not in done.text
-    work.clear()
+    before = {point.id: lines(point) for point in stored().values()}
+    assert [len(rows) for rows in before.values()] == [1] * 4, "the first context's answers are kept"
     assert run("-m", "masker=topk,random,streaming_llm").code == 0
-    assert work.counts[1:] == (0, 4)
+    for point in stored().values():
+        assert lines(point)[:1] == before[point.id] and len(lines(point)) == 2
 
 
 def test_points_that_differ_in_their_number_of_examples_alone() -> None:

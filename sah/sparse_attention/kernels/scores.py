@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sah.sparse_attention.shared import SharedStates, States
+
 WIDE, FEW = 64, 16
 """From which width, and up to how many rows, the many rows should come first in a product."""
 
@@ -11,7 +13,7 @@ BLOCK_NUMBERS = 1 << 20
 """Entries of keys that are converted to float32 at once: they stay in the processor's cache."""
 
 
-def group_size(queries: torch.Tensor, keys: torch.Tensor) -> int:
+def group_size(queries: torch.Tensor, keys: States) -> int:
     """Return how many query heads share one KV head.
 
     Args:
@@ -30,10 +32,10 @@ def group_size(queries: torch.Tensor, keys: torch.Tensor) -> int:
     return heads // kv_heads
 
 
-def attention_logits(
-    queries: torch.Tensor, keys: torch.Tensor, scaling: float, softcap: float | None = None
-) -> torch.Tensor:
+def attention_logits(queries: torch.Tensor, keys: States, scaling: float, softcap: float | None = None) -> torch.Tensor:
     """Compute scaled dot products in float32, one matrix product a KV head.
+
+    Rows that share a context share its product, too.
 
     Args:
         queries: (batch, heads, q_len, head_dim).
@@ -44,6 +46,8 @@ def attention_logits(
     Returns:
         Logits (batch, heads, q_len, kv_len), float32.
     """
+    if isinstance(keys, SharedStates):
+        return cap_logits(_of_shared(queries, keys, scaling), softcap)
     batch, heads, q_len, head_dim = queries.shape
     kv_heads, kv_len = keys.shape[1], keys.shape[2]
     grouped = queries.reshape(batch, kv_heads, group_size(queries, keys) * q_len, head_dim).float() * scaling
@@ -72,6 +76,23 @@ def few_by_many(few: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
 def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """Apply a model's soft cap to its logits; None leaves them as they are."""
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _of_shared(queries: torch.Tensor, keys: SharedStates, scaling: float) -> torch.Tensor:
+    """Return logits (rows, heads, 1, kv_len) of one query a row."""
+    rows, heads, _, head_dim = queries.shape
+    kv_heads, length = keys.context.shape[1:3]
+    grouped = queries.reshape(rows, kv_heads, -1, head_dim).float() * scaling
+    logits = torch.empty(rows, kv_heads, heads // kv_heads, keys.shape[2], device=queries.device)
+    together = grouped.transpose(0, 1).flatten(1, 2)
+    if keys.dtype == torch.float32:
+        over_context = few_by_many(together, keys.context[0])
+    else:
+        over_context = _in_blocks(together[None], keys.context)[0]
+    logits[..., :length] = over_context.view(kv_heads, rows, -1, length).transpose(0, 1)
+    if keys.used:
+        logits[..., length:] = grouped @ keys.own_rows().float().mT
+    return logits.view(rows, heads, 1, -1)
 
 
 def _in_blocks(grouped: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -38,14 +38,16 @@ from sah.sparse_attention.budget import size_in_keys
 from sah.sparse_attention.grouping import any_of_group
 from sah.sparse_attention.kernels.gather import gather_rows
 from sah.sparse_attention.kernels.scores import attention_logits, cap_logits
+from sah.sparse_attention.kernels.shared import call_logits, reads_widely
 from sah.sparse_attention.kernels.workspace import Workspace
-from sah.sparse_attention.key_lists import to_heads
-from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.key_lists import keys_of_runs, to_heads
+from sah.sparse_attention.mask import Mask, gather_last
 from sah.sparse_attention.masker_config import MaskerConfig
 from sah.sparse_attention.maskers.adaptive_config import DENOMINATOR, AdaptiveSamplingMaskerConfig
 from sah.sparse_attention.maskers.base import DrawingMasker
 from sah.sparse_attention.pool import Pool, add_drawn, share_drawn
 from sah.sparse_attention.sample_size import KeysRead, keys_needed
+from sah.sparse_attention.shared import SharedStates, States, of_heads, of_range
 
 FEW_ROWS = 1 << 16
 """Keys that are read one by one however many there are in all."""
@@ -55,6 +57,11 @@ class AdaptiveSamplingMasker(DrawingMasker):
     """Draws residual keys until the estimate is as exact as promised."""
 
     config: AdaptiveSamplingMaskerConfig
+
+    @property
+    def works_in_lanes(self) -> bool:  # type: ignore[override]
+        """Whether no values have to be read before the draw."""
+        return self.config.guarantee == DENOMINATOR
 
     def __init__(self, config: MaskerConfig, key: str = "", seed: int = 0) -> None:
         super().__init__(config, key, seed)
@@ -102,7 +109,7 @@ class AdaptiveSamplingMasker(DrawingMasker):
         Where so much is drawn that reading all keys once is less than reading those of each list, all are read, and
         the mask is dense.
         """
-        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
         pool = self.pool(
@@ -114,7 +121,7 @@ class AdaptiveSamplingMasker(DrawingMasker):
         if previous_mask.is_certain and torch.equal(sample.number, pool.size):
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
         probability = share_drawn(sample.number, pool.size)
-        if reader.reads_all(sample.indices):
+        if reader.reads_all(sample.indices) and not isinstance(keys, SharedStates):
             mask = add_drawn(previous_mask, sample.indices, sample.used, probability)
             return Mask.from_dense(previous_mask.shape, mask.to_dense())
         logits = reader.logits_of(sample.indices) if not self.by_group else None
@@ -172,8 +179,8 @@ class _ListReader:
     def __init__(
         self,
         queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        keys: States,
+        values: States,
         scaling: float,
         softcap: float | None,
         with_values: bool,
@@ -192,8 +199,8 @@ class _ListReader:
         """Read what a mask in list form keeps, but for logits that it knows."""
         parts = []
         for start, stop in mask.spans:
-            logits = attention_logits(self.queries, self.keys[:, :, start:stop], self.scaling, self.softcap)
-            values = self.values[:, :, start:stop] if self.with_values else None
+            logits = attention_logits(self.queries, of_range(self.keys, start, stop), self.scaling, self.softcap)
+            values = self._plain_values()[:, :, start:stop] if self.with_values else None
             parts.append(KeysRead(logits, torch.ones_like(logits), values))
         for part in mask.lists:
             indices, probabilities = part.of_single_keys(part.indices.shape[1])
@@ -208,7 +215,7 @@ class _ListReader:
             logits = attention_logits(self.queries, self.keys, self.scaling, self.softcap)
             batch, heads, q_len, kv_len = logits.shape
             mask = Mask.from_indices((batch, heads, q_len, kv_len), indices, used.float())
-            return KeysRead(logits, mask.to_dense(), self.values)
+            return KeysRead(logits, mask.to_dense(), self._plain_values() if self.with_values else None)
         self._base_logits = self._read(indices)
         logits = cap_logits(self._base_logits, self.softcap)
         return KeysRead(logits, to_heads(used.float(), logits.shape[1]), self._values_of(indices))
@@ -225,23 +232,31 @@ class _ListReader:
 
     def _read(self, indices: torch.Tensor, run: int = 1) -> torch.Tensor:
         """Compute uncapped logits KV head by KV head, so that the rows gathered stay in the processor's cache."""
+        if isinstance(self.keys, SharedStates) and (self.keys.memo or reads_widely(indices, self.queries, self.keys)):
+            every = call_logits(self.queries, self.keys, self.scaling)
+            return gather_last(every, to_heads(keys_of_runs(indices, run), self.queries.shape[1]))
         rows = self._rows(indices)
         kv_heads = self.keys.shape[1]
         lists, group = rows.shape[1] // kv_heads, self.queries.shape[1] // kv_heads
         pieces = []
         for head in range(kv_heads):
             mine = rows[:, head * lists : (head + 1) * lists]
-            gathered = gather_rows(self.keys[:, head : head + 1], mine, run, workspace=self.workspace)
+            gathered = gather_rows(of_heads(self.keys, slice(head, head + 1)), mine, run, workspace=self.workspace)
             queries = self.queries[:, head * group : (head + 1) * group]
             pieces.append(attention_logits(queries, gathered, self.scaling))
         return torch.cat(pieces, dim=1)
+
+    def _plain_values(self) -> torch.Tensor:
+        if isinstance(self.values, SharedStates):
+            raise ValueError("values are read before the draw, for which lanes go one by one")
+        return self.values
 
     def _values_of(self, indices: torch.Tensor) -> torch.Tensor | None:
         return gather_rows(self.values, self._rows(indices)) if self.with_values else None
 
     def _rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Bring indices (batch or 1, lists, 1, n) into the form (batch, kv_heads or heads, n)."""
-        rows = indices.squeeze(2).expand(len(self.keys), -1, -1)
+        rows = indices.squeeze(2).expand(len(self.queries), -1, -1)
         return rows.expand(-1, self.keys.shape[1], -1) if rows.shape[1] == 1 else rows
 
 

@@ -10,13 +10,15 @@ import torch
 from sah.config.lookup import named
 from sah.sparse_attention.budget import keys_to_add
 from sah.sparse_attention.config import MaskedAttentionConfig
+from sah.sparse_attention.ends import add_ends
 from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_group
-from sah.sparse_attention.kernels.largest import largest
+from sah.sparse_attention.kernels.largest import largest, strongest
 from sah.sparse_attention.key_lists import KeyLists, to_heads
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig, SelectiveMaskerConfig
 from sah.sparse_attention.pool import Pool, pool_of_lists, pool_of_mask
 from sah.sparse_attention.randomness import row_generators
+from sah.sparse_attention.shared import SharedStates, States, readable_lengths
 
 
 class ResearchMasker(ABC):
@@ -32,6 +34,10 @@ class ResearchMasker(ABC):
         self.config = config
         self.key = key or config.name
         self.seed = seed
+
+    works_in_lanes = False
+    """Whether `add_indices` takes `SharedStates` for keys and values, one query a row, and leaves the mask full or in
+    list form. State in `sparse_meta_data` is then that of all lanes of a setting. If not, lanes go one by one."""
 
     @abstractmethod
     def add_mask(
@@ -87,6 +93,8 @@ class ResearchMasker(ABC):
 class FixedMasker(ResearchMasker):
     """A pattern of positions: some first and some last allowed keys of every query."""
 
+    works_in_lanes = True
+
     @abstractmethod
     def spans(self, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how many first and how many last keys are kept.
@@ -133,6 +141,10 @@ class FixedMasker(ResearchMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the pattern as two ranges where nothing is forbidden, else through the plain form."""
+        if isinstance(keys, SharedStates):
+            if previous_mask.is_full:
+                return previous_mask
+            return add_ends(previous_mask, *self.spans(keys.lengths), keys.lengths, keys.context_length)
         q_len, kv_len = previous_mask.shape[2:]
         if q_len > 1 or not bool(attention_mask.all()):
             return super().add_indices(
@@ -153,9 +165,9 @@ class SelectiveMasker(ResearchMasker):
         """Whether the query heads of a KV head share one set of keys."""
         return self.config.selection == GROUP
 
-    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> bool:
+    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, keys: States) -> bool:
         """Tell whether lists can be added to a mask: by KV head only where keys are kept and allowed so."""
-        return not self.by_group or (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, kv_heads))
+        return not self.by_group or (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, keys.shape[1]))
 
 
 class TopKMasker(SelectiveMasker):
@@ -167,21 +179,23 @@ class TopKMasker(SelectiveMasker):
         """Return the density of the whole mask and the own size; one of them is None."""
         return self.config.density, self.config.heavy_size
 
-    def wanted(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> tuple[torch.Tensor, bool]:
+    def wanted(self, previous_mask: Mask, attention_mask: torch.Tensor, keys: States) -> tuple[torch.Tensor, bool]:
         """Apply the budget to a mask that can be extended.
 
         Args:
             previous_mask: What is kept already.
             attention_mask: Boolean, broadcastable to (batch, heads, q_len, kv_len).
-            kv_heads: Number of KV heads.
+            keys: The keys.
 
         Returns:
             Keys to add, int64, broadcastable to (batch, lists, q_len); and whether the mask is full then, with every
             key certain.
         """
-        counts = previous_mask.count(attention_mask)
+        # In list form every kept key of a row that reads a prefix is allowed, and need not be looked up.
+        listed = isinstance(keys, SharedStates) and previous_mask.has_indices
+        counts = previous_mask.count_listed() if listed else previous_mask.count(attention_mask)
         if self.by_group:
-            counts = any_of_group(counts, kv_heads)
+            counts = any_of_group(counts, keys.shape[1])
         allowed = attention_mask.sum(-1)
         add = keys_to_add(*self.budget(), allowed, counts)
         return add, previous_mask.is_certain and bool((add >= allowed - counts).all())
@@ -269,9 +283,9 @@ class KeyScoreMasker(TopKMasker):
         """Add the best of the residual as lists; plain twin: `add_mask`."""
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
         kv_heads = keys.shape[1]
-        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, kv_heads):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             return self.add_mask(*arguments, **kwargs)
-        add, fills = self.wanted(previous_mask, attention_mask, kv_heads)
+        add, fills = self.wanted(previous_mask, attention_mask, keys)
         if fills:
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
         if self.by_group and self.config.group_score == "mean" and self.is_linear:
@@ -293,10 +307,11 @@ class SamplingMasker(ResearchMasker):
 class DrawingMasker(SelectiveMasker, SamplingMasker):
     """Draws uniformly and without replacement from the keys that are not kept yet."""
 
-    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, kv_heads: int) -> bool:
-        """Tell whether `pool_of_lists` can be used: one query a row, nothing forbidden, lists that suit."""
-        one_query = previous_mask.shape[2] == 1 and previous_mask.has_indices
-        return one_query and super().can_extend(previous_mask, attention_mask, kv_heads) and bool(attention_mask.all())
+    def can_extend(self, previous_mask: Mask, attention_mask: torch.Tensor, keys: States) -> bool:
+        """Tell whether `pool_of_lists` can be used: one query a row that reads a prefix, and lists that suit."""
+        if not previous_mask.has_indices or not super().can_extend(previous_mask, attention_mask, keys):
+            return False
+        return readable_lengths(attention_mask, keys, previous_mask.shape[2]) is not None
 
     def pool(
         self,
@@ -325,8 +340,9 @@ class DrawingMasker(SelectiveMasker, SamplingMasker):
         """
         lists = keys.shape[1] if self.by_group else queries.shape[1]
         generators = row_generators(self.seed, self.key, layer_idx, sparse_meta_data, attention_mask, len(queries))
-        if as_lists:
-            return pool_of_lists(previous_mask, lists, generators)
+        lengths = readable_lengths(attention_mask, keys, queries.shape[2]) if as_lists else None
+        if lengths is not None:
+            return pool_of_lists(previous_mask, lengths, lists, generators)
         return pool_of_mask(previous_mask, attention_mask, lists, generators)
 
 
@@ -387,13 +403,10 @@ def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, a
         return previous
     # Where a row adds fewer than the longest one, its weakest keys are dropped again.
     values, indices = largest(scores, longest)
-    surplus = longest - add.expand(indices.shape[:-1])
-    most = int(surplus.max())
+    add = add.expand(indices.shape[:-1])
     probabilities: torch.Tensor | None = None
-    if most:
-        weakest = values.topk(most, dim=-1, largest=False).indices
-        used = torch.arange(most, device=scores.device) >= surplus.unsqueeze(-1)
-        probabilities = torch.ones(indices.shape, device=scores.device).scatter_(-1, weakest, used.float())
+    if int(add.min()) < longest:
+        probabilities = strongest(values, add).float()
         if are_logits:
             values = values.masked_fill(probabilities == 0, 0.0)
     return previous.extend(KeyLists(indices, probabilities, values if are_logits else None))

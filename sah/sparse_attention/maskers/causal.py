@@ -17,6 +17,8 @@ from sah.sparse_attention.maskers.base import ResearchMasker
 class CausalMasker(ResearchMasker):
     """Keeps every allowed key."""
 
+    works_in_lanes = True
+
     def add_mask(
         self,
         queries: torch.Tensor,

@@ -23,12 +23,14 @@ from sah.sparse_attention.key_state import KeyStateMasker
 from sah.sparse_attention.labels import rounded_labels
 from sah.sparse_attention.maskers.base import KeyScoreMasker
 from sah.sparse_attention.maskers.double_sparsity_config import DoubleSparsityTopKMaskerConfig
+from sah.sparse_attention.shared import SharedStates, States
 
 
 class DoubleSparsityTopKMasker(KeyStateMasker, KeyScoreMasker):
     """Adds the residual keys with the largest scores over the most important channels."""
 
     config: DoubleSparsityTopKMaskerConfig
+    works_in_lanes = True
     is_linear = True
     needs_channels = True
     _order: dict[int, torch.Tensor] | None = None
@@ -75,16 +77,20 @@ class DoubleSparsityTopKMasker(KeyStateMasker, KeyScoreMasker):
     ) -> torch.Tensor:
         """Score over the labels that the state holds; plain twin: `scores`."""
         layer_idx = kwargs["layer_idx"]
+        if isinstance(keys, SharedStates):
+            context, own = self.lane_state(keys, sparse_meta_data, layer_idx)
+            short = self._of_queries(queries, keys, layer_idx)
+            return attention_logits(short, keys.with_states(context.units, own), scaling)
         _, segments = self.key_state(keys, sparse_meta_data, layer_idx, queries.shape[2])
         short = self._of_queries(queries, keys, layer_idx)
         return torch.cat([attention_logits(short, labels, scaling) for labels in segments], dim=-1)
 
-    def _of_queries(self, queries: torch.Tensor, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
+    def _of_queries(self, queries: torch.Tensor, keys: States, layer_idx: int) -> torch.Tensor:
         """Take the chosen channels of each query, (batch, heads, q_len, width)."""
         chosen = to_heads(self._chosen(keys, layer_idx)[None], queries.shape[1])
         return queries.gather(3, chosen.unsqueeze(2).expand(queries.shape[0], queries.shape[1], queries.shape[2], -1))
 
-    def _chosen(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
+    def _chosen(self, keys: States, layer_idx: int) -> torch.Tensor:
         """Return the channels that labels hold, (kv_heads, width)."""
         order = (self._order or {}).get(layer_idx)
         if order is None:

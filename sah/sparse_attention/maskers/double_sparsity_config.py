@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from sah.config.values import check_count
 from sah.errors import bad_value
 from sah.sparse_attention.channels import channels_identity
-from sah.sparse_attention.masker_config import ScoredMaskerConfig, check_label_bits
+from sah.sparse_attention.masker_config import ScoredMaskerConfig, check_label_bits, label_bytes
 
 
 @dataclass
@@ -26,6 +26,10 @@ class DoubleSparsityTopKMaskerConfig(ScoredMaskerConfig):
 
     channels: str | None = None
     """A safetensors file with the order of each layer's channels; None calibrates them on the model's first use."""
+
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose keys: their labels."""
+        return (head_dim // self.group_factor) * label_bytes(self.label_bits, itemsize)
 
     def identity(self) -> dict[str, Any]:
         """Return the values, the channels' file by its content."""

@@ -42,6 +42,10 @@ class MagicPigConfig(MaskerConfig):
         """Whether the query heads of one KV head may keep different keys; they always may."""
         return True
 
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose keys: their signatures, an integer a table."""
+        return self.lsh_l * (2 if self.lsh_k <= 15 else 4 if self.lsh_k <= 31 else 8)
+
     def validate(self) -> None:
         """Check tables, bits and matches.
 

@@ -13,7 +13,8 @@ Bytes read per decoded token: the bounds (2 * head_dim entries a page and KV hea
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,14 +28,22 @@ from sah.sparse_attention.labels import rounded_labels
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import TopKMasker, best_of_residual, extend_by_best, hide_kept
 from sah.sparse_attention.maskers.quest_config import QuestTopKMaskerConfig
-from sah.sparse_attention.page_bounds import bounds_of_chunk, fast_bounds_of_chunk, rank_of_key, split_signs
+from sah.sparse_attention.page_bounds import (
+    bounds_of_chunk,
+    ends_so_far,
+    fast_bounds_of_chunk,
+    rank_of_key,
+    split_signs,
+)
 from sah.sparse_attention.pages import choose_pages
+from sah.sparse_attention.shared import SharedStates, States, readable_lengths
 
 
 class QuestTopKMasker(KeyStateMasker, TopKMasker):
     """Adds the residual keys of the pages with the largest bounds."""
 
     config: QuestTopKMaskerConfig
+    works_in_lanes = True
 
     @property
     def unit(self) -> int:  # type: ignore[override]
@@ -95,23 +104,66 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         """Add the best pages, as whole runs where one query a row may read every key; plain twin: `add_mask`."""
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
         kv_heads, layer_idx = keys.shape[1], kwargs["layer_idx"]
-        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, kv_heads):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             return self.add_mask(*arguments, **kwargs)
-        add, fills = self.wanted(previous_mask, attention_mask, kv_heads)
+        add, fills = self.wanted(previous_mask, attention_mask, keys)
         if fills:
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
         if not bool(add.any()):
             return previous_mask
-        if queries.shape[2] > 1 or not (previous_mask.has_indices and bool(attention_mask.all())):
+        lengths = readable_lengths(attention_mask, keys, queries.shape[2])
+        segments: list[States]
+        if isinstance(keys, SharedStates):
+            segments = [self._bounds_of_lanes(keys, sparse_meta_data, layer_idx)]
+        elif lengths is None or not previous_mask.has_indices:
             bounds = self._bounds_of_chunk(queries, keys, attention_mask, scaling, sparse_meta_data, layer_idx)
             return self._add_by_key(bounds, attention_mask, previous_mask, add)
-        _, segments = self.key_state(keys, sparse_meta_data, layer_idx, 1)
-        rest = keys.shape[2] % self.unit
+        else:
+            segments = [*self.key_state(keys, sparse_meta_data, layer_idx, 1)[1]]
+            rest = keys.shape[2] % self.unit
+            if rest:
+                last = keys[:, :, -rest:]
+                segments.append(self._rounded(last.amax(2, keepdim=True), last.amin(2, keepdim=True)))
+        bounds = self._bounds_of_state(queries, segments, kv_heads, scaling, lengths)
+        return previous_mask.extend(*choose_pages(bounds, self.unit, previous_mask, add.squeeze(-1), lengths))
+
+    def derive_own(self, keys: SharedStates, before: torch.Tensor | None, fitted: Any, layer_idx: int) -> torch.Tensor:
+        """Return for each place the extremes of its page's keys up to it; see `KeyStateMasker.derive_own`.
+
+        A page that begins in the context takes part with the context's keys, too.
+        """
+        rest = keys.context_length % self.unit
+        if before is None:
+            return ends_so_far(keys.context[:, :, keys.context_length - rest :], keys.own[:, :, : keys.used], self.unit)
+        key = keys.fresh().squeeze(2)
+        ends = torch.cat([key, key], dim=-1)
+        slots = keys.slots
+        earlier = before[keys.lanes, :, (slots - 1).clamp(min=0)]
         if rest:
-            last = keys[:, :, -rest:]
-            segments.append(self._rounded(last.amax(2, keepdim=True), last.amin(2, keepdim=True)))
-        bounds = self._bounds_of_state(queries, segments, kv_heads, scaling)
-        return previous_mask.extend(*choose_pages(bounds, self.unit, previous_mask, add.squeeze(-1)))
+            tail = keys.context[:, :, keys.context_length - rest :]
+            of_tail = torch.cat([tail.amax(2), tail.amin(2)], dim=-1)
+            earlier = torch.where((slots == 0)[:, None, None], of_tail, earlier)
+        begins = ((keys.context_length + slots) % self.unit == 0)[:, None, None]
+        largest, smallest = ends.chunk(2, dim=-1)
+        old_largest, old_smallest = earlier.chunk(2, dim=-1)
+        joined = torch.cat([torch.maximum(largest, old_largest), torch.minimum(smallest, old_smallest)], dim=-1)
+        return torch.where(begins, ends, joined)
+
+    def _bounds_of_lanes(self, keys: SharedStates, sparse_meta_data: dict[Any, Any], layer_idx: int) -> SharedStates:
+        """Return the extremes of every page as each row sees it, (rows, kv_heads, pages, 2 * head_dim)."""
+        context, own = self.lane_state(keys, sparse_meta_data, layer_idx)
+        whole = context.units.shape[2]
+        pages = torch.arange(whole, -(-keys.shape[2] // self.unit), device=keys.device)
+        last = torch.minimum((pages + 1) * self.unit, keys.lengths.unsqueeze(-1)) - 1 - keys.context_length
+        seen = own[keys.lanes.unsqueeze(-1), :, last.clamp(min=0)].transpose(1, 2)
+        return replace(
+            keys,
+            context=context.units,
+            own=self._rounded(*seen.chunk(2, dim=-1)),
+            used=len(pages),
+            in_order=True,
+            memo={},
+        )
 
     def _bounds_of_chunk(
         self,
@@ -152,7 +204,12 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         return extend_by_best(previous_mask, scores, add)
 
     def _bounds_of_state(
-        self, queries: torch.Tensor, segments: list[torch.Tensor], kv_heads: int, scaling: float
+        self,
+        queries: torch.Tensor,
+        segments: Sequence[States],
+        kv_heads: int,
+        scaling: float,
+        lengths: torch.Tensor,
     ) -> torch.Tensor:
         """Bound every page by one matrix product, (batch, heads or kv_heads, pages)."""
         split = split_signs(queries)
@@ -160,7 +217,9 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
             split = split.view(split.shape[0], kv_heads, -1, *split.shape[2:]).mean(2)
         bounds = torch.cat([attention_logits(split, segment, scaling) for segment in segments], dim=-1)
         if self.by_group and self.config.group_score != "mean":
-            bounds = combine_heads(bounds, kv_heads, self.config.group_score)
+            first = torch.arange(bounds.shape[-1], device=bounds.device) * self.unit
+            there = (first < lengths.unsqueeze(-1))[:, None, None]
+            bounds = combine_heads(bounds, kv_heads, self.config.group_score, there)
         return bounds.squeeze(2)
 
     def _rounded(self, largest: torch.Tensor, smallest: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sah.config.values import check_count
-from sah.sparse_attention.masker_config import ScoredMaskerConfig, check_label_bits
+from sah.sparse_attention.masker_config import ScoredMaskerConfig, check_label_bits, label_bytes
 
 
 @dataclass
@@ -22,6 +22,10 @@ class QuestTopKMaskerConfig(ScoredMaskerConfig):
     label_bits: int | None = None
     """Bits a bound is rounded to, outwards, so that it stays one but for the last bit of the arithmetic; None keeps the
     keys' own type, as the paper does."""
+
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose pages: the smallest and largest entries of each."""
+        return 2 * head_dim * label_bytes(self.label_bits, itemsize) / self.page_size
 
     def validate(self) -> None:
         """Check page and bits.

@@ -23,6 +23,7 @@ class RandomSamplingMasker(DrawingMasker):
     """Draws a number of residual keys that the config fixes."""
 
     config: RandomSamplingMaskerConfig
+    works_in_lanes = True
 
     def add_mask(
         self,
@@ -55,7 +56,7 @@ class RandomSamplingMasker(DrawingMasker):
         **kwargs: Any,
     ) -> Mask:
         """Draw from the residual as index lists; plain twin: `add_mask`."""
-        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
         pool = self.pool(

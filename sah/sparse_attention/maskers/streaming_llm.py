@@ -16,6 +16,7 @@ from sah.sparse_attention.budget import keys_to_add, size_in_keys, target_keys
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import FixedMasker, best_of_residual
 from sah.sparse_attention.maskers.streaming_llm_config import StreamingLLMMaskerConfig
+from sah.sparse_attention.shared import SharedStates
 
 
 class StreamingLLMMasker(FixedMasker):
@@ -81,6 +82,8 @@ class StreamingLLMMasker(FixedMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add two ranges where nothing is kept before or sizes are given, else through the plain form."""
-        simple = self.config.density is None or previous_mask.is_empty
-        add = super().add_indices if simple else self.add_mask
-        return add(queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask, **kwargs)
+        arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
+        if self.config.density is None or previous_mask.is_empty:
+            return super().add_indices(*arguments, **kwargs)
+        mask = self.add_mask(*arguments, **kwargs)
+        return mask.as_lists() if isinstance(keys, SharedStates) else mask

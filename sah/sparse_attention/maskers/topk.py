@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.kernels.scores import attention_logits
+from sah.sparse_attention.kernels.shared import call_logits
 from sah.sparse_attention.maskers.base import KeyScoreMasker
+from sah.sparse_attention.shared import SharedStates, States
 
 
 class OracleTopK(KeyScoreMasker):
     """Adds the residual keys with the largest scaled dot products."""
 
+    works_in_lanes = True
     is_linear = True
     gives_logits = True
 
@@ -31,4 +34,17 @@ class OracleTopK(KeyScoreMasker):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return the true logits; see `KeyScoreMasker.scores`. A soft cap keeps their order and is left out."""
+        return attention_logits(queries, keys, scaling)
+
+    def fast_scores(
+        self,
+        queries: torch.Tensor,
+        keys: States,
+        scaling: float,
+        sparse_meta_data: dict[Any, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the true logits, which attention itself needs as well; plain twin: `scores`."""
+        if isinstance(keys, SharedStates) and not self.by_group:
+            return call_logits(queries, keys, scaling).clone()
         return attention_logits(queries, keys, scaling)

@@ -14,3 +14,7 @@ class TopKMaskerConfig(ScoredMaskerConfig):
 
     name: ClassVar[str] = "topk"
     masker: ClassVar[str] = "sah.sparse_attention.maskers.topk.OracleTopK"
+
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose keys: every key, and a kept one once more for its turn in attention."""
+        return head_dim * itemsize

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.grouping import any_of_group, combine_heads
-from sah.sparse_attention.kernels.scores import attention_logits, group_size
+from sah.sparse_attention.kernels.largest import descending
+from sah.sparse_attention.kernels.scores import attention_logits, cap_logits, group_size
+from sah.sparse_attention.kernels.shared import call_logits
 from sah.sparse_attention.key_lists import to_heads
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import SelectiveMasker, best_of_residual, extend_by_best, hide_kept
 from sah.sparse_attention.maskers.topp_config import TopPMaskerConfig
+from sah.sparse_attention.shared import SharedStates
 
 
 class TopPMasker(SelectiveMasker):
@@ -26,6 +29,7 @@ class TopPMasker(SelectiveMasker):
     """
 
     config: TopPMaskerConfig
+    works_in_lanes = True
 
     def add_mask(
         self,
@@ -43,7 +47,7 @@ class TopPMasker(SelectiveMasker):
         if previous_mask.is_full:
             return previous_mask
         mass, kept, allowed = (
-            self._mass(queries, keys, attention_mask, scaling, kwargs.get("softcap")),
+            self._mass(attention_logits(queries, keys, scaling), attention_mask, kwargs.get("softcap"), keys.shape[1]),
             previous_mask.to_dense() > 0,
             attention_mask,
         )
@@ -68,45 +72,42 @@ class TopPMasker(SelectiveMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the heaviest residual keys as lists; plain twin: `add_mask`."""
-        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys.shape[1]):
+        if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
             return self.add_mask(*arguments, **kwargs)
         group, kv_heads = group_size(queries, keys), keys.shape[1]
         lists = 1 if self.by_group else group
         batch, heads, q_len, kv_len = previous_mask.shape
         allowed = attention_mask.expand(-1, heads, -1, -1)
+        shared = call_logits(queries, keys, scaling) if isinstance(keys, SharedStates) else None
         # KV head by KV head, so that only the masses are ever held for all heads.
         mass = torch.empty(batch, kv_heads * lists, q_len, kv_len, dtype=torch.double, device=keys.device)
         for head, piece in enumerate(torch.split(mass, lists, dim=1)):
             mine = slice(head * group, (head + 1) * group)
-            piece[:] = self._mass(
-                queries[:, mine], keys[:, head : head + 1], allowed[:, mine], scaling, kwargs.get("softcap")
-            )
+            if shared is None:
+                logits = attention_logits(queries[:, mine], keys[:, head : head + 1], scaling)
+            else:
+                logits = shared[:, mine]
+            piece[:] = self._mass(logits, allowed[:, mine], kwargs.get("softcap"), 1)
         totals = mass.sum(-1, keepdim=True)
         hide_kept(mass, attention_mask, previous_mask)
         pieces = zip(torch.split(mass, lists, dim=1), torch.split(totals, lists, dim=1), strict=True)
         add = torch.cat([self._to_add(piece, total) for piece, total in pieces], dim=1)
         return extend_by_best(previous_mask, mass, add)
 
-    def _mass(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        allowed: torch.Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        logits = attention_logits(queries, keys, scaling, softcap).masked_fill(~allowed, float("-inf"))
+    def _mass(self, logits: torch.Tensor, allowed: torch.Tensor, softcap: float | None, kv_heads: int) -> torch.Tensor:
+        """Return the softmax mass of every key, (batch, heads or kv_heads, q_len, kv_len), double."""
+        logits = cap_logits(logits, softcap).masked_fill(~allowed, float("-inf"))
         # A padded query allows no key: its softmax is undefined and holds no mass.
         mass = torch.softmax(logits.double(), dim=-1).nan_to_num(0.0)
-        return combine_heads(mass, keys.shape[1], "mean") if self.by_group else mass
+        return combine_heads(mass, kv_heads, "mean") if self.by_group else mass
 
     def _to_add(self, mass: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Count the keys to add, by masses that are minus infinity for keys that may not be chosen."""
         residual = (mass > float("-inf")).sum(-1)
         left = mass.clamp(min=0.0)
         needed = self.config.top_p - (total - left.sum(-1, keepdim=True))
-        return self._smallest_count(_largest_until(left, needed), needed, residual)
+        return self._smallest_count(descending(left), needed, residual)
 
     def _smallest_count(self, ordered: torch.Tensor, needed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Count how many of the masses, largest first, it takes to reach what is needed."""
@@ -114,14 +115,3 @@ class TopPMasker(SelectiveMasker):
             return residual
         before = ordered.cumsum(-1) - ordered
         return torch.minimum((before < needed).sum(-1), residual)
-
-
-def _largest_until(mass: torch.Tensor, needed: torch.Tensor) -> torch.Tensor:
-    """Sort as many of the largest masses as reach what is needed in every row, or all."""
-    length = 256
-    while length < mass.shape[-1]:
-        largest = mass.topk(length, dim=-1).values
-        if bool((largest.sum(-1, keepdim=True) >= needed).all()):
-            return largest
-        length *= 4
-    return mass.sort(dim=-1, descending=True).values

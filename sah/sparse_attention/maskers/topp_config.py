@@ -19,6 +19,10 @@ class TopPMaskerConfig(SelectiveMaskerConfig):
     top_p: float = 0.9
     """Softmax mass that the whole mask must hold, above 0 and at most 1; 1 keeps every key."""
 
+    def choosing_bytes(self, head_dim: int, itemsize: int) -> float:
+        """Tell what is read to choose keys: every key, and a kept one once more for its turn in attention."""
+        return head_dim * itemsize
+
     def validate(self) -> None:
         """Check the mass.
 

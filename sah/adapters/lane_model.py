@@ -1,0 +1,220 @@
+"""One model call for rows of many lanes: projections and MLPs run once, attention setting by setting.
+
+Rows are tokens. They stand side by side in one sequence, so that questions of different lengths need no padding, and
+each has its own position; nothing but attention mixes them. Dense settings read every key by one product over the
+context for all their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sah.adapters import attention_switch as switch
+from sah.adapters.lane_cache import LaneCache, LaneLayer
+from sah.sparse_attention.base import SparseAttention
+from sah.sparse_attention.kernels.shared import attend_everything
+from sah.sparse_attention.lanes import LaneSeconds, LaneStates
+from sah.sparse_attention.shared import SharedStates
+from sah.sparse_attention.times import now
+
+if TYPE_CHECKING:
+    from sah.adapters.huggingface import ModelAdapterHF
+
+
+@dataclass(frozen=True)
+class LaneSetting:
+    """The lanes of one setting, which stand together."""
+
+    first: int
+    stop: int
+    """Its lanes are first to stop - 1."""
+
+    attention: SparseAttention | None
+    """None for dense attention."""
+
+    states: LaneStates | None
+    """State of its lanes; None for dense attention."""
+
+    seconds: LaneSeconds
+    """Takes the time of its attention calls."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one call that belong to one setting."""
+
+    rows: slice
+    setting: LaneSetting
+    lanes: torch.Tensor
+    """Lane of each row, counted from the setting's first."""
+
+    lengths: torch.Tensor
+    used: int
+    one_each: bool
+    in_order: bool
+
+    def states(self, layer: LaneLayer, which: int, device: torch.device) -> SharedStates:
+        """Return keys (0) or values (1) of a layer as these rows see them."""
+        return SharedStates(
+            layer.context[which],
+            layer.own[which][self.setting.first : self.setting.stop],
+            self.lanes.to(device),
+            self.lengths.to(device) - layer.hidden,
+            self.used,
+            self.one_each,
+            self.in_order,
+        )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What attention has to know of a model call."""
+
+    cache: LaneCache
+    groups: list[_Rows]
+    """Rows by setting."""
+
+    together: _Rows
+    """All rows as if they were of one dense setting, for layers that see a window only."""
+
+
+class LaneModel:
+    """Calls a model for rows of lanes over one context.
+
+    Args:
+        adapter: An adapter of the model.
+        past: The prefilled context's cache; read only.
+        length: Tokens of the context.
+        settings: The settings in the order of their lanes, which are counted from 0 over all of them.
+        room: Most tokens that a lane may put behind the context.
+    """
+
+    def __init__(
+        self, adapter: ModelAdapterHF, past: Any, length: int, settings: Sequence[LaneSetting], room: int
+    ) -> None:
+        self.adapter = adapter
+        self.length = length
+        self.settings = settings
+        self._cache = LaneCache(past, length, settings[-1].stop, room)
+        self._everyone = LaneSetting(0, settings[-1].stop, None, None, LaneSeconds(settings[-1].stop))
+
+    @torch.no_grad()
+    def next_ids(
+        self,
+        phase: str,
+        lanes: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        dense: set[int],
+    ) -> tuple[list[int], torch.Tensor]:
+        """Run tokens of several lanes.
+
+        Args:
+            phase: `question` or `decode`.
+            lanes: The lanes, ascending.
+            tokens: Their tokens.
+            starts: Place behind the context of the first token of each lane.
+            dense: Numbers of settings that run dense in this call.
+
+        Returns:
+            The likeliest next id of each lane, and the logits, (lanes, vocabulary).
+        """
+        device = self.adapter.model.get_input_embeddings().weight.device
+        row_lanes = [lane for lane, ids in zip(lanes, tokens, strict=True) for _ in ids]
+        slots = [start + place for start, ids in zip(starts, tokens, strict=True) for place in range(len(ids))]
+        ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0) - 1
+        call = _Call(
+            self._cache, self._groups(phase, row_lanes, slots, dense), self._rows(self._everyone, 0, row_lanes, slots)
+        )
+        self._cache.put(torch.tensor(row_lanes), torch.tensor(slots))
+        positions = torch.tensor([slots], device=device) + self.length
+        with self._switched():
+            logits = self.adapter.model(
+                input_ids=torch.tensor([[i for ids in tokens for i in ids]], device=device),
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=ends.to(device),
+                **{switch.META_DATA_KEY: call},
+            ).logits[0]
+        return logits.argmax(-1).tolist(), logits
+
+    def _groups(self, phase: str, row_lanes: Sequence[int], slots: Sequence[int], dense: set[int]) -> list[_Rows]:
+        groups: list[_Rows] = []
+        first = 0
+        for number, setting in enumerate(self.settings):
+            stop = first
+            while stop < len(row_lanes) and row_lanes[stop] < setting.stop:
+                stop += 1
+            if stop > first:
+                shown = replace(setting, attention=None, states=None) if number in dense else setting
+                rows = self._rows(shown, first, row_lanes[first:stop], slots[first:stop])
+                groups.append(rows)
+                if shown.states is not None:
+                    shown.states.begin(phase, rows.lanes.tolist())
+            first = stop
+        return groups
+
+    def _rows(self, setting: LaneSetting, first: int, row_lanes: Sequence[int], slots: Sequence[int]) -> _Rows:
+        lanes = [lane - setting.first for lane in row_lanes]
+        return _Rows(
+            slice(first, first + len(lanes)),
+            setting,
+            torch.tensor(lanes),
+            torch.tensor(slots) + self.length + 1,
+            max(slots) + 1,
+            len(set(lanes)) == len(lanes),
+            lanes == list(range(setting.stop - setting.first)),
+        )
+
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
+        name = switch.unique_name()
+        switch.register_lanes(name, _attention)
+        try:
+            with switch.switched(self.adapter.loaded, name):
+                yield
+        finally:
+            switch.unregister(name)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Hand each row to its setting's attention: (1, heads, rows, head_dim) to (1, rows, heads, value_dim)."""
+    call: _Call = kwargs.pop(switch.META_DATA_KEY)
+    layer_idx = int(kwargs.pop("layer_idx", getattr(module, "layer_idx", -1)))
+    layer = call.cache.lane_layers[layer_idx]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    queries = query[0].transpose(0, 1).unsqueeze(2).contiguous()
+    special = {name: kwargs.get(name) for name in ("s_aux", "softcap")}
+    full = switch.is_full_attention(module, layer_idx, kwargs)
+    output = query.new_empty(1, query.shape[2], query.shape[1], layer.own[1].shape[3])
+    for group in call.groups if full else [call.together]:
+        keys, values = (group.states(layer, which, query.device) for which in (0, 1))
+        mine = queries[group.rows]
+        attention, states = group.setting.attention, group.setting.states
+        if attention is not None and states is not None:
+            found = attention.attend_lanes(module, mine, keys, values, scaling, states, layer_idx=layer_idx, **kwargs)
+        else:
+            begun = now(query.device)[0]
+            window = None if full else kwargs["sliding_window"]
+            found = attend_everything(
+                mine, keys, values, scaling, window=window, sinks=special["s_aux"], softcap=special["softcap"]
+            ).squeeze(2)
+            group.setting.seconds.add(group.lanes, 0.0, now(query.device)[0] - begun)
+        output[0, group.rows] = found
+    return output, None

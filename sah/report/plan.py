@@ -1,0 +1,186 @@
+"""The table of a plan: what a sweep is about to do, and roughly how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_FILE_WIDTH = 190
+_MOST_POINTS = 1000
+
+GROUP_COLUMNS = (
+    "model",
+    "data set",
+    "points",
+    "complete",
+    "contexts",
+    "to prefill",
+    "tokens",
+    "answers there",
+    "to compute",
+    "time, rough",
+)
+POINT_COLUMNS = ("job", "setting", "answers there", "point", "overrides")
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """Points that share a model and a data set."""
+
+    model: str
+    dataset: str
+    points: int
+    complete: int
+    """Points whose answers are all there."""
+    contexts: int
+    to_prefill: int
+    """Contexts that have to be run through the model: some answer over them is missing, and memory does not hold them.
+    Those that lie in `context_folder` are not prefilled; only the loaded model can tell which do."""
+    tokens: int
+    """Tokens of the contexts to prefill, from a sample of them."""
+    answers_there: int
+    to_compute: int
+    seconds: float
+    """Rough time of prefills and answers."""
+    new_bytes: float
+    """Rough size of the files that it adds, contexts kept on disk left out."""
+    basis: str
+    """What the time rests on; empty where nothing is left to compute."""
+
+
+@dataclass(frozen=True)
+class PointLine:
+    """One job's point."""
+
+    job: int
+    setting: str
+    answers_there: int
+    answers: int
+    point: str | None
+    """Its id; None for a job that cannot be planned."""
+    overrides: str
+    """What tells it from the other jobs."""
+    note: str = ""
+    """That it equals another one, or why it cannot be planned."""
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """Everything that is shown of a plan."""
+
+    groups: Sequence[GroupSummary]
+    points: Sequence[PointLine]
+    """A line for each job, in order."""
+    common: str
+    """Overrides that all jobs share."""
+    equal: int
+    """Jobs whose point equals that of an earlier job."""
+    unplanned: Sequence[str]
+    """Why jobs cannot be planned, each reason once."""
+    workers: int
+    context_folders: Sequence[str] = ()
+    """Folders that keep contexts on disk."""
+
+    @property
+    def seconds(self) -> float:
+        """Rough time of all groups, shared by the workers."""
+        return sum(group.seconds for group in self.groups) / self.workers
+
+
+def print_plan(plan: PlanSummary, console: Console, *, points: bool) -> None:
+    """Print a plan.
+
+    Args:
+        plan: The plan.
+        console: Where to; a width that suits files is taken where it is no terminal.
+        points: Whether to list the points one by one.
+    """
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    if plan.groups:
+        console.print(_table("Plan", GROUP_COLUMNS, 2, [_group_cells(group) for group in plan.groups]))
+    if points:
+        lines = [_point_cells(point) for point in plan.points[:_MOST_POINTS]]
+        console.print(_table("Points", POINT_COLUMNS, 2, lines, words=(1, 3, 4)))
+        if len(plan.points) > _MOST_POINTS:
+            console.print(f"and {len(plan.points) - _MOST_POINTS} more", highlight=False)
+        if plan.common:
+            console.print(f"All points: {plan.common}", highlight=False, soft_wrap=True, markup=False)
+    for line in plan_lines(plan):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def plan_lines(plan: PlanSummary) -> list[str]:
+    """Say in words what the table adds up to."""
+    complete = sum(group.complete for group in plan.groups)
+    different = sum(group.points for group in plan.groups)
+    counted = f"{len(plan.points)} point{'' if len(plan.points) == 1 else 's'}"
+    if plan.equal:
+        counted += f", {plan.equal} of them equal to another one and run once"
+    lines = [f"{counted}. Complete: {complete} of {different}."]
+    if any(group.to_compute for group in plan.groups):
+        shared = f" with {plan.workers} workers" if plan.workers > 1 else ""
+        basis = dict.fromkeys(group.basis for group in plan.groups if group.basis)
+        new_bytes = size(sum(group.new_bytes for group in plan.groups))
+        lines.append(f"Rough estimate: {duration(plan.seconds)}{shared} and {new_bytes} on disk. {' '.join(basis)}")
+    elif different:
+        lines.append("Nothing is left to compute.")
+    if any(group.to_prefill for group in plan.groups):
+        lines += [f"Contexts that lie in {folder} are read and need no prefill." for folder in plan.context_folders]
+    lines += [f"Not planned, left to its job: {reason}" for reason in plan.unplanned]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that fits, e.g. `40 s`, `3 min`, `2.5 h`."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+def size(number: float) -> str:
+    """Write a number of bytes in the unit that fits, e.g. `2.1 MB`."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+        if number >= length:
+            return f"{number / length:.2g} {unit}"
+    return f"{number / 1e3:.2g} KB"
+
+
+def _group_cells(group: GroupSummary) -> list[str]:
+    counts = (
+        group.points,
+        group.complete,
+        group.contexts,
+        group.to_prefill,
+        group.tokens,
+        group.answers_there,
+        group.to_compute,
+    )
+    time = duration(group.seconds) if group.to_compute else "-"
+    return [group.model, group.dataset, *(f"{count:,}" for count in counts), time]
+
+
+def _point_cells(point: PointLine) -> list[str]:
+    there = "-" if point.point is None else f"{point.answers_there}/{point.answers}"
+    if point.point is not None and point.answers_there == point.answers:
+        there += " done"
+    note = f" ({point.note})" if point.note else ""
+    return [str(point.job), point.setting, there, point.point or "-", point.overrides + note]
+
+
+def _table(
+    title: str, columns: Sequence[str], left: int, lines: Sequence[Sequence[str]], words: Sequence[int] | None = None
+) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    texts = range(left) if words is None else words
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place in texts else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))  # as text, since rich takes [topk] for markup
+    return table

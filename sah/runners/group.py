@@ -1,0 +1,265 @@
+"""A group: points that share model, prefill and data set, computed together, each context prefilled once."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from sah.errors import SahError, StateError
+from sah.results.rows import PredictionRow, row_key
+from sah.runners.point import Arm, Point
+from sah.runners.progress import answers_bar
+from sah.runners.session import Session
+from sah.runners.work import ContextWork, GroupSpec, GroupWorker, Outcome, Setting
+from sah.runners.workers.base import Workers
+
+_log = logging.getLogger(__name__)
+
+DENSE_WAIT_SECONDS = 3600.0
+"""How long a run waits while another one computes the dense answers of a context that both need."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points over the same prefilled contexts."""
+
+    points: tuple[Point, ...]
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Id of this run, noted with its rows."""
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Every arm of the points once, dense ones first."""
+        dense = {point.dense.store.id: point.dense for point in self.points}
+        sparse = {arm.store.id: arm for point in self.points if (arm := point.sparse) is not None}
+        return [*dense.values(), *sparse.values()]
+
+    def spec(self) -> GroupSpec:
+        """Describe the arms for a worker; settings have the order of `arms`."""
+        experiments = {arm.store.id: point.experiment for point in self.points for arm in point.arms}
+        settings = [
+            Setting(arm.store.id, arm.label, experiments[arm.store.id], arm.is_dense, arm.requested_density)
+            for arm in self.arms
+        ]
+        return GroupSpec(tuple(settings), self.points[0].context_group, self.run)
+
+    def works(self) -> list[ContextWork]:
+        """List the contexts with unanswered questions, in the order of the examples."""
+        arms = self.arms
+        works: list[ContextWork] = []
+        examples = {example.key: example for point in self.points for example in point.examples}
+        # Points may differ in how many of the data set's examples they take.
+        wanted = {(arm.store.id, e.key) for point in self.points for arm in point.arms for e in point.examples}
+        for key, example in examples.items():
+            pending = [
+                (number, index)
+                for number, arm in enumerate(arms)
+                if (arm.store.id, key) in wanted
+                for index in range(len(example.questions))
+                if (name := row_key(key, index)) not in arm.done and name not in arm.tried
+            ]
+            if pending:
+                works.append(ContextWork(example, tuple(pending)))
+        return works
+
+
+def group_points(points: Sequence[Point]) -> list[Group]:
+    """Bring together the points that share model, prefill and data set, in the order of their first ones."""
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.context_group, []).append(point)
+    return [Group(tuple(members)) for members in found.values()]
+
+
+def run_group(
+    group: Group,
+    session: Session,
+    provenance_of: Callable[[Point], Mapping[str, Any]],
+    workers: Workers | None = None,
+) -> None:
+    """Compute the rows that are missing, appending each as it is made.
+
+    Sparse stores belong to this run alone while it lasts. Dense ones are shared by all points on the same examples, so
+    they are taken for the contexts at work only. What ends one point (its store is another run's, its recipe proves
+    unusable) is kept in `session.errors` under its id, and the others go on.
+
+    Args:
+        group: The group.
+        session: Caches of the process.
+        provenance_of: What is known of a point's run; noted with every arm that gets rows, before the first of them.
+        workers: Who computes; None for this process alone.
+
+    Raises:
+        StateError: If rows cannot be written. All rows before are safe.
+    """
+    with ExitStack() as stack:
+        sink = RowSink(group, session, provenance_of, stack)
+        works = group.works()
+        if not works:
+            return
+        total = sum(len(work.pending) for work in works)
+        sink.show(stack.enter_context(answers_bar(total, len(works))))
+        if workers is None:
+            _work_here(group.spec(), works, session, sink)
+        else:
+            workers.run(group.spec(), works, sink)
+
+
+def _work_here(spec: GroupSpec, works: Sequence[ContextWork], session: Session, sink: RowSink) -> None:
+    worker = GroupWorker(spec, session)
+    for work in works:
+        rest = sink.begin(work)
+        if rest is None:
+            continue
+        try:
+            for setting, outcome in worker.answer(rest):
+                sink.add(setting, outcome)
+        finally:
+            sink.end(rest)
+
+
+class RowSink:
+    """The one writer of a group's rows. Workers of any kind bring them here.
+
+    Args:
+        group: The group.
+        session: Caches of the process; remembers what was tried and what ended a point.
+        provenance_of: What is known of a point's run.
+        stack: Closed when the group is done; holds the locks of the sparse stores.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        session: Session,
+        provenance_of: Callable[[Point], Mapping[str, Any]],
+        stack: ExitStack,
+    ) -> None:
+        self.arms = group.arms
+        self.session = session
+        self._provenance_of = provenance_of
+        self._points = {arm.store.id: point for point in group.points[::-1] for arm in point.arms}
+        # Points may differ in how many examples they take, and share an arm all the same.
+        self._wanted: dict[str, set[str]] = {}
+        for point in group.points:
+            for arm in point.arms:
+                self._wanted.setdefault(arm.store.id, set()).update(point.row_keys)
+        self._turns: dict[str, tuple[ExitStack, set[str]]] = {}
+        """Dense stores that are held, with the example keys at work in them."""
+        self._bar: Callable[[int, str | None], None] = lambda advance, text: None
+        self._out: set[int] = set()
+        """Numbers of arms that are out: their error is in `session.errors`."""
+        stack.callback(self._release)
+        for number, arm in enumerate(self.arms):
+            session.errors.pop(arm.store.id, None)
+            if arm.is_dense or all(self._is_there(arm, key) for key in self._wanted[arm.store.id]):
+                continue
+            try:
+                stack.enter_context(arm.store.writer())
+            except StateError as error:
+                self._drop(number, error)
+                continue
+            arm.done = arm.store.finished()
+
+    def show(self, bar: Callable[[int, str | None], None]) -> None:
+        """Tell progress to a bar: how many answers came, and what is at work."""
+        self._bar = bar
+
+    def begin(self, work: ContextWork) -> ContextWork | None:
+        """Take a context for work. Dense stores are waited for, and what another run has answered is left out.
+
+        Args:
+            work: The context.
+
+        Returns:
+            What is still to do, for a worker, or None if nothing is. `end` must follow.
+
+        Raises:
+            StateError: If a dense store cannot be had.
+        """
+        for number in {setting for setting, _ in work.pending}:
+            if self.arms[number].is_dense:
+                self._take_turn(self.arms[number], work.example.key)
+        rest = self.remaining(work)
+        self._bar(len(work.pending) - (0 if rest is None else len(rest.pending)), work.example.key[:8])
+        if rest is None:
+            self.end(work)
+            return None
+        for number in {setting for setting, _ in rest.pending}:
+            self._note(self.arms[number])
+        return rest
+
+    def add(self, number: int, outcome: Outcome) -> None:
+        """Write one row, or take a setting out whose recipe cannot be run.
+
+        Args:
+            number: The setting's number.
+            outcome: The row, or the error that ends the setting. A row that is there already is not written twice.
+
+        Raises:
+            StateError: If it cannot be written.
+        """
+        arm = self.arms[number]
+        if isinstance(outcome, SahError):
+            self._drop(number, outcome)
+            return
+        if number in self._out or self._is_there(arm, outcome.key):
+            return
+        self._append(arm, outcome)
+        self._bar(1, None)
+
+    def remaining(self, work: ContextWork) -> ContextWork | None:
+        """Return what of a context's work has no row yet, or None."""
+        key = work.example.key
+        rest = [
+            (number, index)
+            for number, index in work.pending
+            if number not in self._out and not self._is_there(self.arms[number], row_key(key, index))
+        ]
+        return ContextWork(work.example, tuple(rest)) if rest else None
+
+    def end(self, work: ContextWork) -> None:
+        """Give a context's turn in the dense stores back."""
+        for name, (turn, keys) in list(self._turns.items()):
+            keys.discard(work.example.key)
+            if not keys:
+                del self._turns[name]
+                turn.close()
+
+    @staticmethod
+    def _is_there(arm: Arm, key: str) -> bool:
+        return key in arm.done or key in arm.tried
+
+    def _append(self, arm: Arm, row: PredictionRow) -> None:
+        arm.store.append(row)
+        arm.tried.add(row.key)
+        if row.status == "ok":
+            arm.done.add(row.key)
+
+    def _take_turn(self, arm: Arm, example_key: str) -> None:
+        name = arm.store.id
+        if name not in self._turns:
+            turn = ExitStack()
+            turn.enter_context(arm.store.writer(wait_seconds=DENSE_WAIT_SECONDS))
+            self._turns[name] = (turn, set())
+            arm.done = arm.store.finished()
+        self._turns[name][1].add(example_key)
+
+    def _release(self) -> None:
+        for turn, _ in self._turns.values():
+            turn.close()
+        self._turns.clear()
+
+    def _note(self, arm: Arm) -> None:
+        if not arm.noted:
+            arm.store.add_provenance(self._provenance_of(self._points[arm.store.id]))
+            arm.noted = True
+
+    def _drop(self, number: int, error: SahError) -> None:
+        self._out.add(number)
+        self.session.errors[self.arms[number].store.id] = error
+        _log.warning("%s: %s", self.arms[number].label, error)

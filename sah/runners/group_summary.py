@@ -1,0 +1,104 @@
+"""The figures of one group in a plan: what is there, what is missing, and roughly how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from sah.report.plan import GroupSummary
+from sah.runners.estimate import POINT_BYTES, ModelCost, Rates, find_rates
+from sah.runners.group import Group
+from sah.runners.point import Point
+from sah.runners.session import Session
+from sah.runners.work import ContextWork
+
+_SAMPLE = 4
+"""Contexts of a group whose tokens are counted; the others are taken to have as many for their length."""
+
+_WIDEST = 64
+"""Most answers that are taken to be decoded together."""
+
+
+class GroupSummaries:
+    """Makes the summaries of a plan; what the estimates rest on is found once for each model.
+
+    Args:
+        session: Caches of the process.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._rates: dict[tuple[str, Path], Rates] = {}
+
+    def make(self, group: Group) -> GroupSummary:
+        """Sum up one group.
+
+        Args:
+            group: The group.
+
+        Returns:
+            Its figures.
+        """
+        point, works = group.points[0], group.works()
+        held = self._session.contexts.holds
+        to_prefill = [work for work in works if not held(point.context_group, work.example.context)]
+        complete = [member for member in group.points if _is_complete(member)]
+        answers = {(arm.store.id, key): key in arm.done for p in group.points for arm in p.arms for key in p.row_keys}
+        to_compute = sum(len(work.pending) for work in works)
+        tokens, seconds, new_bytes, basis = 0.0, 0.0, 0.0, ""
+        if works:
+            cost = ModelCost(point.model.adapter.model)
+            rates = self._rates_of(point, cost, works)
+            length = _token_counter(point, works)
+            tokens = sum(length(work.example.context) for work in to_prefill)
+            prefills = sum(cost.prefill(length(work.example.context)) for work in to_prefill)
+            seconds = prefills / rates.prefill + _answering(group, works, cost, length) / rates.answer
+            new_bytes = to_compute * rates.row_bytes + (len(group.points) - len(complete)) * POINT_BYTES
+            basis = rates.basis
+        return GroupSummary(
+            model=point.model.label,
+            dataset=point.experiment.dataset.name,
+            points=len(group.points),
+            complete=len(complete),
+            contexts=len({example.key for member in group.points for example in member.examples}),
+            to_prefill=len(to_prefill),
+            tokens=round(tokens),
+            answers_there=sum(answers.values()),
+            to_compute=to_compute,
+            seconds=seconds,
+            new_bytes=new_bytes,
+            basis=basis,
+        )
+
+    def _rates_of(self, point: Point, cost: ModelCost, works: Sequence[ContextWork]) -> Rates:
+        key = (str(point.model.identity), point.experiment.output_dir)
+        if key not in self._rates:
+            together = min(round(mean(len(work.pending) for work in works)), _WIDEST)
+            self._rates[key] = find_rates(cost, point.model.identity, point.experiment.output_dir, together)
+        return self._rates[key]
+
+
+def _is_complete(point: Point) -> bool:
+    return all(key in arm.done for arm in point.arms for key in point.row_keys)
+
+
+def _answering(group: Group, works: Sequence[ContextWork], cost: ModelCost, length: Callable[[str], float]) -> float:
+    """Count the operations of all missing answers, each as long as it may become."""
+    options = [setting.experiment.generation for setting in group.spec().settings]
+    total = 0.0
+    for work in works:
+        context = length(work.example.context)
+        for setting, index in work.pending:
+            question = work.example.questions[index]
+            tokens = length(question.text) + options[setting].limit(question.max_new_tokens)
+            total += cost.answer(context, tokens)
+    return total
+
+
+def _token_counter(point: Point, works: Sequence[ContextWork]) -> Callable[[str], float]:
+    """Make a function from a text to its tokens, by the tokens of a few contexts for their length."""
+    sample = [work.example.context for work in works[:: max(1, len(works) // _SAMPLE)][:_SAMPLE]]
+    prompts = point.model.adapter.prompts
+    ratio = sum(len(prompts.context_prompt(text).ids) for text in sample) / sum(map(len, sample))
+    return lambda text: max(1.0, ratio * len(text))

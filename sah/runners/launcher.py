@@ -1,0 +1,232 @@
+"""`hydra/launcher=grouped`: computes the rows of a whole sweep group by group, and then runs Hydra's jobs over them.
+
+All jobs are composed and validated first. Points that share model and data set are computed together, each context
+prefilled once. Then every job runs as with Hydra's basic launcher, in its own folder and under its own number; it finds
+its rows there, scores them and tells the tracker. Light to import: torch comes with the first group.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, configure_log, env_override, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.console import Console
+
+from sah.config.compose import SweepComposer
+from sah.config.launcher import PREFIX, LauncherOptions
+from sah.config.mistakes import all_mistakes
+from sah.config.typed import build_section
+from sah.errors import SahError, StateError, WorkerError
+from sah.report.plan import print_plan
+from sah.results.sweep_file import SWEEP_FILE, redact_sweep_file
+from sah.runners.jobs import Job, compose_jobs
+
+if TYPE_CHECKING:
+    from sah.runners.group import Group
+    from sah.runners.plan import Plan
+    from sah.runners.point import Point
+    from sah.runners.session import Session
+    from sah.runners.workers.base import Workers
+
+_log = logging.getLogger(__name__)
+
+planning: ContextVar[bool] = ContextVar("planning", default=False)
+"""Whether sweeps are shown and not run, as `python -m sah.plan` wants it."""
+
+
+class GroupedLauncher(Launcher):
+    """Hydra makes it from the node `hydra.launcher`, whose values `setup` reads.
+
+    Args:
+        **_: Values of the node.
+    """
+
+    def __init__(self, **_: Any) -> None:
+        self.options = LauncherOptions()
+        self.config = OmegaConf.create()
+        self._jobs: dict[tuple[str, ...], Job] = {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra knows; see `Launcher.setup`.
+
+        Raises:
+            ConfigError: If an option of the launcher cannot be used.
+        """
+        self.config = config
+        self.options = read_options(config)
+        self._context = hydra_context
+        self._task = task_function
+        self._composer = SweepComposer(hydra_context.config_loader, config)
+
+    def check(self, batch: Mapping[int, Sequence[str]]) -> list[Job]:
+        """Compose and validate jobs, each once.
+
+        Args:
+            batch: Number of each job to its overrides.
+
+        Returns:
+            The jobs, in order.
+
+        Raises:
+            ConfigError: If any of them cannot be run; the message tells of all.
+        """
+        # Hydra has saved the overrides by now; the callback that hides secrets waits for the first job.
+        redact_sweep_file(Path(str(self.config.hydra.sweep.dir)) / SWEEP_FILE)
+        new = {number: given for number, given in batch.items() if _key(number, given) not in self._jobs}
+        if new:
+            self._jobs |= {_key(job.number, job.overrides): job for job in compose_jobs(self._composer, new)}
+        return [self._jobs[_key(number, given)] for number, given in batch.items()]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run jobs; see `Launcher.launch`.
+
+        Raises:
+            ConfigError: If any of them cannot be run. Nothing was run then.
+            StateError: If rows cannot be written, because of a full disk, say. All rows before are kept.
+        """
+        batch = dict(enumerate(job_overrides, start=initial_job_idx))
+        if planning.get():
+            show_plan(self.config, self.check(batch), self.options)
+            raise SystemExit(0)  # the sweeper would ask for results now
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        sweep_dir = Path(str(self.config.hydra.sweep.dir))
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        jobs = self.check(batch)
+        with env_override(_environment(self.config)):
+            self._compute(jobs, sweep_dir)
+        return [self._run(job) for job in jobs]
+
+    def _compute(self, jobs: Sequence[Job], folder: Path) -> None:
+        """Compute the rows of all jobs. What goes wrong with one group is met again, and told, by its jobs."""
+        from sah.runners import job as this_process
+        from sah.runners.plan import make_plan
+        from sah.runners.workers.create import create_workers
+
+        session = this_process._session
+        if jobs[0].number == 0:
+            session.begin()
+        plan = make_plan(jobs, session, self.options.workers)
+        print_plan(plan.summary, Console(stderr=True), points=False)
+        busy = [group for group in plan.groups if group.works()]
+        if not busy:
+            return
+        workers = create_workers(self.options)
+        with _logging_as_jobs(self.config, folder):
+            for number, group in enumerate(busy, start=1):
+                first = group.points[0]
+                named = f"{first.model.label}, {first.experiment.dataset.name}"
+                _log.info("Group %d of %d: %s, points: %d", number, len(busy), named, len(group.points))
+                try:
+                    _run_group(group, plan, session, workers)
+                except WorkerError:
+                    raise  # the jobs would compute everything in this process instead
+                except StateError as error:
+                    if isinstance(error.__cause__, OSError):
+                        raise  # no other group could be written either
+                    _log.error("%s: %s", named, error)
+                except SahError as error:
+                    _log.error("%s: %s", named, error)
+                except Exception:
+                    _log.error("%s: %s", named, traceback.format_exc())
+
+    def _run(self, job: Job) -> JobReturn:
+        """Run one job as Hydra's basic launcher does. Its config is made again: hundreds would fill the memory."""
+        _log.info("#%d : %s", job.number, job.text())
+        result = run_job(
+            hydra_context=self._context,
+            task_function=self._task,
+            config=self._composer.compose(job.overrides, job.number),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return result
+
+
+def read_options(config: DictConfig) -> LauncherOptions:
+    """Read the launcher's options.
+
+    Args:
+        config: A composed config with the node `hydra.launcher` of our launcher.
+
+    Returns:
+        The options.
+
+    Raises:
+        ConfigError: If one cannot be used.
+    """
+    values: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    values.pop("_target_", None)
+    options, mistakes = build_section(LauncherOptions, values, PREFIX)
+    if options is None:
+        raise all_mistakes(mistakes)
+    return options
+
+
+def show_plan(config: DictConfig, jobs: Sequence[Job], options: LauncherOptions | None) -> None:
+    """Print what jobs would do, point by point.
+
+    Args:
+        config: The sweep's config.
+        jobs: Its jobs.
+        options: Of our launcher; None for another one.
+    """
+    from sah.runners.plan import make_plan
+    from sah.runners.session import Session
+
+    with env_override(_environment(config)):
+        plan = make_plan(jobs, Session(), 1 if options is None else options.workers)
+    print_plan(plan.summary, Console(), points=True)
+
+
+def _environment(config: DictConfig) -> dict[str, str]:
+    """Read the environment that Hydra gives to every job."""
+    values: Any = OmegaConf.to_container(config.hydra.job.env_set, resolve=True)
+    return {str(name): str(value) for name, value in values.items()}
+
+
+def _run_group(group: Group, plan: Plan, session: Session, workers: Workers | None) -> None:
+    from sah.runners.group import group_points, run_group
+    from sah.runners.job import point_provenance
+    from sah.runners.point import prepare_point
+
+    overrides: dict[str, tuple[str, ...]] = {}
+    points: list[Point] = []
+    for planned in group.points:  # the plan's points know their model without its weights
+        job = plan.jobs[planned.main.store.id]
+        points.append(prepare_point(planned.experiment, session, job.config))
+        overrides[points[-1].main.store.id] = job.overrides
+
+    def provenance_of(point: Point) -> dict[str, Any]:
+        return point_provenance(point, overrides[point.main.store.id])
+
+    for loaded in group_points(points):
+        run_group(loaded, session, provenance_of, workers)
+
+
+def _key(number: int, overrides: Sequence[str]) -> tuple[str, ...]:
+    return (str(number), *overrides)
+
+
+@contextmanager
+def _logging_as_jobs(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Log as the jobs do, but into a file in the sweep's folder, and then as the launcher does."""
+    own = copy.deepcopy(config)
+    with read_write(own.hydra.runtime), open_dict(own.hydra.runtime):
+        own.hydra.runtime.output_dir = str(folder.absolute())
+    configure_log(own.hydra.job_logging, own.hydra.verbose)
+    try:
+        yield
+    finally:
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)

@@ -1,0 +1,72 @@
+"""`hydra/sweeper=grouped`: Hydra's basic sweeper, but our launcher checks the jobs, which is quicker.
+
+Also registers our plugins with Hydra. Importing it makes Hydra look for all its plugins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+
+from sah.config.compose import SweepComposer
+from sah.config.launcher import LAUNCHER, SWEEPER
+from sah.runners.jobs import compose_jobs
+from sah.runners.launcher import GroupedLauncher, planning, show_plan
+
+# While Hydra looks for plugins it executes its own once more, and a subclass made before is none of the new class.
+Plugins.instance()
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+
+
+class GroupedSweeper(BasicSweeper):
+    """Takes what the basic sweeper takes and makes the same jobs of it."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Check jobs before they run: with our launcher those of all batches, at the first one.
+
+        Raises:
+            ConfigError: If any job cannot be run.
+            HydraException: If one cannot be composed, with another launcher.
+        """
+        if not isinstance(self.launcher, GroupedLauncher):
+            super().validate_batch_is_legal(batch)
+        elif self.batch_index == 1:
+            self.launcher.check(dict(enumerate(job for given in self.overrides or () for job in given)))
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep, or show what it would do.
+
+        Args:
+            arguments: The command line's overrides of the jobs.
+
+        Returns:
+            The results of each batch.
+
+        Raises:
+            ConfigError: If any job cannot be run. Nothing was run then, with our launcher.
+        """
+        if not planning.get():
+            return super().sweep(arguments)
+        if self.config is None or self.hydra_context is None:
+            raise RuntimeError("sweep() needs setup() first")
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (batch,) = self.split_arguments(overrides, None)
+        jobs = compose_jobs(SweepComposer(loader, self.config), dict(enumerate(batch)))
+        show_plan(self.config, jobs, self.launcher.options if isinstance(self.launcher, GroupedLauncher) else None)
+        return []
+
+
+def register_plugins() -> None:
+    """Let Hydra know our launcher and sweeper. Idempotent.
+
+    Hydra makes plugins of the namespace `hydra_plugins` only. A real package there would be imported by every other
+    program of the environment that uses Hydra.
+    """
+    plugins = Plugins.instance()
+    for name, plugin in ((LAUNCHER, GroupedLauncher), (SWEEPER, GroupedSweeper)):
+        plugins.register(plugin)
+        plugins.class_name_to_class[name] = plugin

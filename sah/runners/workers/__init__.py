@@ -1,0 +1,1 @@
+"""Who computes a group's rows beside this process."""

@@ -1,0 +1,217 @@
+"""Attention of rows that share a context: one matrix product over the context for all rows of a setting.
+
+Plain twin: `SparseAttention.attend_lanes`, which takes the lanes one by one.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sah.sparse_attention.kernels.gather import gather_rows
+from sah.sparse_attention.kernels.scores import attention_logits, cap_logits, group_size
+from sah.sparse_attention.kernels.workspace import Workspace
+from sah.sparse_attention.key_lists import KeyLists, Spans, keys_of_runs, to_heads
+from sah.sparse_attention.mask import gather_last
+from sah.sparse_attention.shared import SharedStates
+
+WIDE_SHARE = 64
+"""Lists of more keys than this part of all keys are weighed by a product with all values instead of being gathered."""
+
+
+def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> torch.Tensor:
+    """Compute the logits of all keys, once for a call however many steps of its recipe ask for them.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys: (rows, kv_heads, kv_len, head_dim).
+        scaling: Factor of the dot products.
+
+    Returns:
+        Logits before any cap, (rows, heads, 1, kv_len), float32; not to be written to.
+    """
+    name = (queries.data_ptr(), tuple(queries.shape), scaling)
+    if name not in keys.memo:
+        keys.memo[name] = attention_logits(queries, keys, scaling)
+    return keys.memo[name]
+
+
+def shared_output(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
+    """Sum values by their weights.
+
+    Args:
+        weights: (rows, heads, 1, kv_len), float32.
+        values: (rows, kv_heads, kv_len, value_dim).
+
+    Returns:
+        (rows, heads, 1, value_dim), float32.
+    """
+    rows, heads, _, _ = weights.shape
+    kv_heads, length = values.context.shape[1:3]
+    grouped = weights.view(rows, kv_heads, heads // kv_heads, -1)
+    # One matrix a KV head holds the weights of all rows over the context.
+    over_context = grouped[..., :length].transpose(0, 1).flatten(1, 2)
+    output = (over_context @ values.context[0].float()).view(kv_heads, rows, heads // kv_heads, -1).transpose(0, 1)
+    if values.used:
+        output = output + grouped[..., length:] @ values.own_rows().float()
+    return output.reshape(rows, heads, 1, -1)
+
+
+def attend_everything(
+    queries: torch.Tensor,
+    keys: SharedStates,
+    values: SharedStates,
+    scaling: float,
+    *,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attend to every key that a row may read, or to the last ones of them.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys: (rows, kv_heads, kv_len, head_dim).
+        values: (rows, kv_heads, kv_len, value_dim).
+        scaling: Factor of the dot products.
+        window: Last keys to read; None reads all.
+        sinks: Learned sink logit of each head, (heads,), or None.
+        softcap: The model's cap on its logits, or None.
+
+    Returns:
+        (rows, heads, 1, value_dim) in the queries' dtype.
+    """
+    logits = attention_logits(queries, keys, scaling, softcap)
+    allowed = keys.allowed()
+    if window is not None:
+        places = torch.arange(keys.shape[2], device=keys.device)
+        allowed = allowed & (places >= (keys.lengths - window).unsqueeze(-1))[:, None, None]
+    weights = _softmax(logits.masked_fill_(~allowed, float("-inf")), sinks)
+    return shared_output(weights, values).to(queries.dtype)
+
+
+def attend_dense_mask(
+    queries: torch.Tensor,
+    keys: SharedStates,
+    values: SharedStates,
+    inclusion: torch.Tensor,
+    scaling: float,
+    *,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attend over inclusion probabilities.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys: (rows, kv_heads, kv_len, head_dim).
+        values: (rows, kv_heads, kv_len, value_dim).
+        inclusion: Inclusion probability of every key, 0 for those not kept or not allowed, broadcastable to
+            (rows, heads, 1, kv_len).
+        scaling: Factor of the dot products.
+        sinks: Learned sink logit of each head, (heads,), or None.
+        softcap: The model's cap on its logits, or None.
+
+    Returns:
+        (rows, heads, 1, value_dim) in the queries' dtype.
+    """
+    logits = cap_logits(call_logits(queries, keys, scaling), softcap)
+    # exp(l) / p is exp(l - log p); a key that is not kept weighs nothing.
+    surprise = torch.where(inclusion > 0, -inclusion.log(), float("-inf"))
+    return shared_output(_softmax(logits + surprise, sinks), values).to(queries.dtype)
+
+
+def attend_shared_lists(
+    queries: torch.Tensor,
+    keys: SharedStates,
+    values: SharedStates,
+    spans: Spans,
+    lists: tuple[KeyLists, ...],
+    scaling: float,
+    workspace: Workspace,
+    *,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attend over ranges of the context and lists.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys: (rows, kv_heads, kv_len, head_dim).
+        values: (rows, kv_heads, kv_len, value_dim).
+        spans: Ranges of the context that all rows read.
+        lists: Further keys, none of them twice.
+        scaling: Factor of the dot products.
+        workspace: Buffers for gathered rows.
+        sinks: Learned sink logit of each head, (heads,), or None.
+        softcap: The model's cap on its logits, or None.
+
+    Returns:
+        (rows, heads, 1, value_dim) in the queries' dtype.
+    """
+    rows, heads = queries.shape[:2]
+    kv_heads, kv_len = keys.shape[1:3]
+    singles = [KeyLists(keys_of_runs(part.indices, part.run), part.probabilities, part.logits) for part in lists]
+    wide = any(reads_widely(part.indices, queries, keys) for part in singles)
+    logits = [attention_logits(queries, keys.of_context(a, b), scaling) for a, b in spans]
+    for part in singles:
+        found = part.logits
+        if found is None and (wide or keys.memo):
+            found = gather_last(call_logits(queries, keys, scaling), to_heads(part.indices, heads))
+        elif found is None:
+            found = _listed_logits(queries, keys, part.indices, scaling, workspace)
+        logits.append(found)
+    capped = [cap_logits(piece, softcap) for piece in logits]
+    for number, part in enumerate(singles, start=len(spans)):
+        if part.probabilities is not None:
+            used = to_heads(part.probabilities, heads)
+            capped[number] = capped[number] + torch.where(used > 0, -used.float().log(), float("-inf"))
+    weights = _softmax(torch.cat([piece.expand(rows, heads, 1, -1) for piece in capped], dim=-1), sinks)
+    pieces = list(torch.split(weights, [piece.shape[-1] for piece in capped], dim=-1))
+    output = torch.zeros(rows, heads, 1, values.shape[3], device=queries.device)
+    for (a, b), mine in zip(spans, pieces, strict=False):
+        output += shared_output(mine, values.of_context(a, b))
+    if wide:
+        whole = torch.zeros(rows, heads, 1, kv_len, device=queries.device)
+        for part, mine in zip(singles, pieces[len(spans) :], strict=True):
+            whole.scatter_add_(-1, to_heads(part.indices, heads).expand_as(mine), mine)
+        return (output + shared_output(whole, values)).to(queries.dtype)
+    for part, mine in zip(singles, pieces[len(spans) :], strict=True):
+        output += _listed_output(mine, values, part.indices, kv_heads, workspace)
+    return output.to(queries.dtype)
+
+
+def reads_widely(indices: torch.Tensor, queries: torch.Tensor, keys: SharedStates) -> bool:
+    """Tell whether lists, (rows or 1, lists, 1, n), are better read by products over all keys than key by key."""
+    return indices.shape[1] * indices.shape[3] * WIDE_SHARE > queries.shape[1] * keys.shape[2]
+
+
+def _softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    if sinks is None:
+        return torch.softmax(logits, dim=-1)
+    sink = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :-1]
+
+
+def _rows_of_lists(indices: torch.Tensor, rows: int, kv_heads: int) -> torch.Tensor:
+    """Bring indices (rows or 1, lists, 1, n) into the form (rows, kv_heads or heads, n)."""
+    lists = indices.squeeze(2).expand(rows, -1, -1)
+    return lists.expand(-1, kv_heads, -1) if lists.shape[1] == 1 else lists
+
+
+def _listed_logits(
+    queries: torch.Tensor, keys: SharedStates, indices: torch.Tensor, scaling: float, workspace: Workspace
+) -> torch.Tensor:
+    """Compute the logits of listed keys, (rows, heads, 1, n), by reading them alone."""
+    chosen = _rows_of_lists(indices, len(queries), keys.shape[1])
+    return attention_logits(queries, gather_rows(keys, chosen, workspace=workspace), scaling)
+
+
+def _listed_output(
+    weights: torch.Tensor, values: SharedStates, indices: torch.Tensor, kv_heads: int, workspace: Workspace
+) -> torch.Tensor:
+    """Sum listed values by their weights (rows, heads, 1, n), reading them alone."""
+    chosen = _rows_of_lists(indices, len(weights), kv_heads)
+    gathered = gather_rows(values, chosen, workspace=workspace).float()
+    group = group_size(weights, gathered)
+    grouped = weights.view(len(weights), chosen.shape[1], group, -1)
+    return (grouped @ gathered).view(*weights.shape[:3], -1)

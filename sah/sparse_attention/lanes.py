@@ -1,0 +1,132 @@
+"""State of the lanes of one setting that are decoded together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sah.sparse_attention.config import QUESTION
+from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
+from sah.sparse_attention.randomness import LANES_KEY
+from sah.sparse_attention.shared import SharedStates
+from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
+from sah.sparse_attention.times import ATTENTION, SELECTION, TIMES_KEY, AttentionTimes
+
+
+class LaneSeconds:
+    """Wall seconds of attention calls, shared equally among the rows that a call was for.
+
+    Args:
+        lanes: Lanes of the setting.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self._seconds = torch.zeros(lanes, 2, dtype=torch.double)
+
+    def add(self, lanes: torch.Tensor, selection: float, attention: float) -> None:
+        """Add a call.
+
+        Args:
+            lanes: Lane of each of its rows, (rows,), int64.
+            selection: Seconds spent on choosing keys.
+            attention: Seconds spent on attending to them.
+        """
+        share = torch.tensor([selection, attention], dtype=torch.double) / len(lanes)
+        self._seconds.index_add_(0, lanes.cpu(), share.expand(len(lanes), -1))
+
+    def of(self, lane: int) -> tuple[float, float]:
+        """Return selection and attention of one lane."""
+        selection, attention = self._seconds[lane].tolist()
+        return selection, attention
+
+
+class LaneStates:
+    """What attention keeps of the lanes of one setting over one context.
+
+    Args:
+        alone: The `sparse_meta_data` of each lane, as it would have it alone. It is read, and used for layers that take
+            the lanes one by one.
+        seconds: Takes the time of layers that take all lanes at once.
+
+    Attributes:
+        alone: The same dicts.
+        together: The `sparse_meta_data` of layers that take all lanes at once.
+    """
+
+    def __init__(self, alone: Sequence[dict[Any, Any]], seconds: LaneSeconds | None = None) -> None:
+        self.together_seconds = seconds or LaneSeconds(len(alone))
+        self.alone = [{**meta_data, TIMES_KEY: AttentionTimes()} for meta_data in alone]
+        self.together: dict[Any, Any] = {key: alone[0][key] for key in (CONTEXT_STATE_KEY, CONTEXT_LENGTH_KEY)}
+        self._identities = [meta_data[LANES_KEY][0] for meta_data in alone]
+        self._phase = QUESTION
+        self._sums: dict[tuple[str, int], torch.Tensor] = {}
+        """Sum of the densities of each lane's rows and their number, (lanes, 2), double."""
+        self._sparse_calls: dict[tuple[str, int], torch.Tensor] = {}
+
+    def begin(self, phase: str, lanes: Sequence[int]) -> None:
+        """Say what the next model call is for.
+
+        Args:
+            phase: `question` or `decode`.
+            lanes: Lane of each row, rows of a lane together.
+        """
+        self._phase = phase
+        self.together[LANES_KEY] = [self._identities[lane] for lane in lanes]
+        for meta_data in self.alone:
+            meta_data[STATISTICS_KEY].phase = phase
+
+    def of_rows(self, rows: slice) -> dict[Any, Any]:
+        """Return the state for some of the call's rows; layers' entries are those of all."""
+        identities = self.together[LANES_KEY]
+        if len(identities[rows]) == len(identities):
+            return self.together
+        return _View(self.together, {LANES_KEY: identities[rows]})
+
+    def record(self, layer_idx: int, keys: SharedStates, kept: torch.Tensor, *, dense: bool) -> None:
+        """Add what the rows of one call keep.
+
+        Args:
+            layer_idx: The layer.
+            keys: The call's keys.
+            kept: Keys kept, broadcastable to (rows, heads, 1).
+            dense: Whether the layer is one of `dense_layers`.
+        """
+        name = (self._phase, layer_idx)
+        lanes = keys.lanes
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(len(self._identities), 2, dtype=torch.double, device=lanes.device)
+            self._sparse_calls[name] = torch.zeros(len(self._identities), dtype=torch.long, device=lanes.device)
+        shares = (kept.double() / keys.lengths.view(-1, 1, 1)).mean(dim=(1, 2)).expand(len(lanes))
+        self._sums[name].index_add_(0, lanes, torch.stack([shares, torch.ones_like(shares)], dim=-1))
+        if not dense:
+            # A question's rows may come in pieces, which are one call all the same.
+            before = self._sparse_calls[name][lanes] if self._phase != QUESTION else 0
+            self._sparse_calls[name][lanes] = before + torch.ones_like(lanes)
+
+    def statistics(self, lane: int) -> AttentionStatistics:
+        """Return what one lane kept, in layers of both kinds."""
+        found = AttentionStatistics()
+        found.merge(self.alone[lane][STATISTICS_KEY])
+        for name, sums in self._sums.items():
+            found.add(*name, sums[lane], int(self._sparse_calls[name][lane]))
+        return found
+
+    def seconds(self, lane: int) -> tuple[float, float]:
+        """Return the wall seconds of selection and attention that fell to one lane."""
+        own = self.alone[lane][TIMES_KEY].seconds
+        selection, attention = self.together_seconds.of(lane)
+        return selection + own[SELECTION][0], attention + own[ATTENTION][0]
+
+
+class _View(dict[Any, Any]):
+    """A dict with some entries replaced; what is added goes to the dict behind it."""
+
+    def __init__(self, behind: dict[Any, Any], replaced: dict[Any, Any]) -> None:
+        super().__init__({**behind, **replaced})
+        self._behind = behind
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Look an entry up in the dict behind, putting the default there if it is missing."""
+        return super().setdefault(key, self._behind.setdefault(key, default))

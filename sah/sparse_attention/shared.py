@@ -1,0 +1,137 @@
+"""Keys or values of many rows that read one context, which is held once, and suffixes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class SharedStates:
+    """Stands for a tensor (rows, kv_heads, kv_len, dim) whose first keys are the same for all rows.
+
+    A row is one query of one lane: a lane that decodes has one row, a question's chunk one row a token. Each row may
+    read its first `lengths` keys, the last of which is its own; what lies behind them is another row's or nobody's.
+    Maskers whose `works_in_lanes` is true meet it in place of keys and values.
+    """
+
+    context: torch.Tensor
+    """(1, kv_heads, context length, dim)."""
+
+    own: torch.Tensor
+    """(lanes, kv_heads, room, dim): what each lane has behind the context, from its first place on."""
+
+    lanes: torch.Tensor
+    """Lane of each row, (rows,), int64."""
+
+    lengths: torch.Tensor
+    """Keys that each row may read, its own among them, (rows,), int64."""
+
+    used: int
+    """Places of `own` that some row may read."""
+
+    one_each: bool
+    """Whether no lane has two rows."""
+
+    in_order: bool
+    """Whether the rows are exactly the lanes in their order."""
+
+    memo: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """What was computed of these keys already; see `kernels.shared.call_logits`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(rows, kv_heads, kv_len, dim), kv_len being the longest row's."""
+        return len(self.lanes), self.context.shape[1], self.context_length + self.used, self.context.shape[3]
+
+    @property
+    def context_length(self) -> int:
+        """Keys of the context."""
+        return self.context.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states lie."""
+        return self.context.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Their type."""
+        return self.context.dtype
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Place in `own` of each row's own key, (rows,), int64."""
+        return self.lengths - self.context_length - 1
+
+    def allowed(self) -> torch.Tensor:
+        """Return which keys each row may read, boolean (rows, 1, 1, kv_len)."""
+        places = torch.arange(self.shape[2], device=self.device)
+        return (places < self.lengths.unsqueeze(-1))[:, None, None]
+
+    def own_rows(self) -> torch.Tensor:
+        """Return what each row has behind the context, (rows, kv_heads, used, dim); a copy unless rows are lanes."""
+        own = self.own[:, :, : self.used]
+        return own if self.in_order else own[self.lanes]
+
+    def fresh(self) -> torch.Tensor:
+        """Return each row's own states, (rows, kv_heads, 1, dim)."""
+        return self.own[self.lanes, :, self.slots].unsqueeze(2)
+
+    def of_heads(self, heads: slice) -> SharedStates:
+        """Keep some KV heads."""
+        return replace(self, context=self.context[:, heads], own=self.own[:, heads], memo={})
+
+    def of_context(self, start: int, stop: int) -> SharedStates:
+        """Keep a range of the context alone."""
+        return replace(self, context=self.context[:, :, start:stop], own=self.own[:, :, :0], used=0, memo={})
+
+    def of_rows(self, rows: slice) -> SharedStates:
+        """Keep some rows."""
+        lanes = self.lanes[rows]
+        whole = len(lanes) == len(self.lanes)
+        in_order = self.in_order and whole
+        return replace(self, lanes=lanes, lengths=self.lengths[rows], in_order=in_order, memo={})
+
+    def of_lane(self, lane: int, length: int) -> torch.Tensor:
+        """Write the first keys of one lane out, (1, kv_heads, length, dim)."""
+        own = self.own[lane : lane + 1, :, : length - self.context_length]
+        return torch.cat([self.context, own], dim=2)
+
+    def with_states(self, context: torch.Tensor, own: torch.Tensor) -> SharedStates:
+        """Hold other states of the same rows, e.g. labels of the keys, of the same room."""
+        return replace(self, context=context, own=own, memo={})
+
+
+States = torch.Tensor | SharedStates
+"""Keys or values, (batch or rows, kv_heads, kv_len, dim)."""
+
+
+def of_heads(states: States, heads: slice) -> States:
+    """Keep some KV heads of keys or values."""
+    return states.of_heads(heads) if isinstance(states, SharedStates) else states[:, heads]
+
+
+def of_range(states: States, start: int, stop: int) -> States:
+    """Keep a range of keys or values; of shared ones a range of the context."""
+    return states.of_context(start, stop) if isinstance(states, SharedStates) else states[:, :, start:stop]
+
+
+def readable_lengths(attention_mask: torch.Tensor, keys: States, q_len: int) -> torch.Tensor | None:
+    """Tell how many keys each row may read, where that says everything about what it may read.
+
+    Args:
+        attention_mask: Boolean, (batch or 1, heads or 1, q_len, kv_len).
+        keys: The keys.
+        q_len: Queries a row.
+
+    Returns:
+        (batch or 1,), int64, where every row has one query that may read exactly its first keys; else None.
+    """
+    if isinstance(keys, SharedStates):
+        return keys.lengths
+    if q_len != 1 or not bool(attention_mask.all()):
+        return None
+    return torch.full((1,), keys.shape[2], device=keys.device)

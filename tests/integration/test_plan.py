@@ -1,0 +1,149 @@
+"""`python -m sah.plan`: what a sweep would do, without weights, without work and without a trace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sah.adapters import factory
+from sah.adapters.sources.tiny import FAMILIES
+from sah.config.experiment import Experiment
+from sah.runners.session import Session
+from tests.integration.conftest import Work
+from tests.integration.running import files_under, jobs, plan, run, stored
+from tests.unit.config.conftest import build, composed
+
+SWEEP = ("masker=topk,random", "density=0.05,0.1")
+
+__all__ = ["build", "composed"]
+
+
+def shown_points(text: str) -> list[list[str]]:
+    """Read the lines of the table of points, as words: job, setting, answers, [done,] id, overrides."""
+    return [line.split() for line in text.splitlines() if re.match(r"\s+\d+\s+\S+\s+(\d+/\d+|-)\s", line)]
+
+
+def shown_groups(text: str) -> list[list[int]]:
+    """Read the figures of the groups: points, complete, contexts, to prefill, tokens, answers there, to compute."""
+    found = re.findall(r"^\s+tiny-\S+\s+niah((?:\s+[\d,]+){7})\s", text, flags=re.MULTILINE)
+    return [[int(number.replace(",", "")) for number in numbers.split()] for numbers in found]
+
+
+def test_a_plan_before_and_after_the_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(factory, "_loaded", {})
+        patched.setattr(factory, "_outlines", {})
+        patched.setattr(factory, "create_adapter", None)  # what loads weights
+        before = plan(*SWEEP)
+        assert before.code == 0, before.text
+        (outline,) = factory._outlines.values()
+        assert {parameter.device.type for parameter in outline.model.parameters()} == {"meta"}
+    assert list(Path().iterdir()) == [], "a plan leaves nothing behind"
+    assert work.counts == (0, 0, 0)
+    ((*counts, tokens, there, missing),) = shown_groups(before.out)
+    assert (counts, there, missing) == ([4, 0, 2, 2], 0, 2 * 5)
+    assert "Rough estimate" in before.out and "matrix products timed on this machine" in before.out
+
+    assert run("-m", *SWEEP).code == 0
+    rows = [row for point in stored().values() for row in point.predictions.values()]
+    lengths = {row.example_key: row.kv_len or 0 for row in rows}
+    assert tokens == pytest.approx(sum(lengths.values()), rel=0.05)
+    kept = files_under(Path())
+    work.clear()
+    after = plan(*SWEEP)
+    assert [words[:4] for words in shown_points(after.out)] == [
+        [str(number), record["label"], "4/4", "done"] for number, record in enumerate(jobs())
+    ]
+    assert [words[4] for words in shown_points(after.out)] == [record["point"] for record in jobs()]
+    assert [words[3] for words in shown_points(before.out)] == [record["point"] for record in jobs()]
+    assert "Complete: 4 of 4" in after.out and "Nothing is left to compute" in after.out
+    assert files_under(Path()) == kept and work.counts == (0, 0, 0)
+
+    more = plan("masker=topk,random", "density=0.05,0.1,0.2")
+    (figures,) = shown_groups(more.out)
+    assert figures[:4] == [6, 4, 2, 2] and figures[5:] == [10, 4], "dense answers are not computed again"
+    assert "the prefill times of rows that are there" in more.out
+
+
+def test_a_plan_leaves_the_records_of_an_earlier_sweep() -> None:
+    record = Path("outputs/mine/0/job.json")
+    record.parent.mkdir(parents=True)
+    record.write_text("{}", encoding="utf-8")
+    assert plan("masker=topk", "hydra.sweep.dir=outputs/mine").code == 0
+    assert list(files_under(Path())) == [str(record)]
+
+
+def test_a_plan_takes_what_a_run_takes() -> None:
+    done = plan("-m", "+experiment=density_curve", "density=0.1,0.2", "hydra/launcher=basic")
+    assert done.code == 0, done.text
+    assert [words[1] for words in shown_points(done.out)] == [
+        name for name in ("topk", "streaming_llm", "random") for _ in range(2)
+    ]
+    assert "All points: +experiment=density_curve" in done.out
+    assert "[sah" not in done.out and list(Path().iterdir()) == []
+
+
+def test_a_single_point_has_a_plan() -> None:
+    done = plan("masker=topk")
+    assert "1 point. Complete: 0 of 1." in done.out
+    assert len(shown_points(done.out)) == 1
+
+
+def test_equal_points_are_named() -> None:
+    done = plan("masker=topp", "density=0.1,0.2", "seed=0")
+    assert "2 points, 1 of them equal to another one and run once" in done.out
+    assert "(equal to job 0)" in done.out
+    ((points, *_),) = shown_groups(done.out)
+    assert points == 1
+
+
+def test_what_cannot_be_planned_is_named() -> None:
+    done = plan("masker=topk", "model.name=tiny:llama,./nowhere")
+    assert done.code == 0
+    assert [words[2] for words in shown_points(done.out)] == ["0/4", "-"]
+    assert "there is no such folder" in done.out and "Traceback" not in done.text
+
+
+def test_mistakes_are_told_as_in_a_run() -> None:
+    done = plan("masker=topk", "density=0.1,2")
+    assert done.code == 1
+    assert "1 of 2 points cannot be run" in done.err
+
+
+def test_what_is_known_only_while_it_runs_is_refused() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=2")
+    shown = plan(*search, "density=choice(0.1,0.2)")
+    assert shown.code == 0 and len(shown_points(shown.out)) == 2, shown.text
+    refused = plan(*search, "density=choice(0.1,0.2)", "hydra/launcher=basic")
+    assert refused.code == 1
+    assert "There is no plan of this sweep" in refused.text
+    assert not Path("outputs/points").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_points_come_out_the_same_without_weights(family: str, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("", "+model.model_kwargs.dtype=bfloat16", "+model.model_kwargs.dtype=auto"):
+        monkeypatch.setattr(factory, "_loaded", {})
+        monkeypatch.setattr(factory, "_outlines", {})
+        experiment: Experiment = build("model=tiny", f"model.name=tiny:{family}", *filter(None, [given]))
+        light = Session(weights=False).model(experiment)
+        assert not factory._loaded
+        whole = Session().model(experiment)
+        assert light.identity == whole.identity
+        assert (light.label, light.checkpoint_hash) == (whole.label, whole.checkpoint_hash)
+        assert light.adapter.num_layers == whole.adapter.num_layers
+        assert light.adapter.window == whole.adapter.window
+        assert light.adapter.count_prompt_tokens("a b", "c") == whole.adapter.count_prompt_tokens("a b", "c")
+        assert whole.adapter.model.device == torch.device("cpu")
+
+
+def test_a_loaded_model_serves_a_plan_as_it_is(build: Any) -> None:
+    experiment = build("model=tiny")
+    session = Session()
+    whole = session.model(experiment)
+    assert session.without_weights().model(experiment).adapter is whole.adapter
