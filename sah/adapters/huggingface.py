@@ -18,7 +18,7 @@ from sah.adapters.base import ModelAdapter, Request, RequestResponse
 from sah.adapters.calibration import give_channels
 from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
-from sah.adapters.kv_cache import GrowingLayer, cut_back, new_cache
+from sah.adapters.kv_cache import cut_back, holds_everything, new_cache
 from sah.adapters.prompt import PromptFormatter
 from sah.adapters.sparse_generate import check_options, meta_data_in_every_call
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
@@ -227,11 +227,7 @@ class ModelAdapterHF(ModelAdapter):
             ModelError: If the adapter is sparse but no layer of the model called its attention.
             StateError: If the cache is another model's.
         """
-        if cache.model_name != self.model_name:
-            raise StateError(
-                f"The context cache was prefilled by {cache.model_name!r}, this adapter runs {self.model_name!r}. "
-                "Prefill the context with this adapter."
-            )
+        self.check_cache(cache)
         ids = self.prompts.question_ids(cache.prompt, question, answer_prefix)
         self.check_fits(cache, len(ids), max_new_tokens)
         arguments = (self.model, self.tokenizer, cache, ids, max_new_tokens, self.stop_ids)
@@ -250,6 +246,14 @@ class ModelAdapterHF(ModelAdapter):
         if dense_question is None or len(answer.token_ids) > 1:
             self._check_sparse(answer.attention_calls)
         return answer
+
+    def check_cache(self, cache: ContextCache) -> None:
+        """Check that a context was prefilled by this adapter's model; raise StateError if another one did."""
+        if cache.model_name != self.model_name:
+            raise StateError(
+                f"The context cache was prefilled by {cache.model_name!r}, this adapter runs {self.model_name!r}. "
+                "Prefill the context with this adapter."
+            )
 
     def check_fits(self, cache: ContextCache, question_tokens: int, max_new_tokens: int) -> None:
         """Check that an answer has room behind a context.
@@ -301,7 +305,7 @@ class ModelAdapterHF(ModelAdapter):
             watch = Stopwatch(self._device)
             layers: list[Any] = cache.past_key_values.layers
             for layer_idx, layer in enumerate(layers):
-                if isinstance(layer, GrowingLayer) and layer.keys is not None:
+                if holds_everything(layer, self.window) and layer.keys is not None:
                     keys = layer.keys[:, :, : cache.length]
                     self.sparse_attention.prepare_context(cache.context_state, layer_idx, keys)
             return watch.read()[0] if len(cache.context_state) > before else 0.0

@@ -106,6 +106,21 @@ def cut_back(cache: DynamicCache, length: int) -> None:
         layer.crop(length - layer.get_seq_length())
 
 
+def holds_everything(layer: Any, longest: float | None) -> bool:
+    """Tell whether a layer of a cache belongs to attention to the whole sequence.
+
+    As `attention_switch.is_full_attention`: a window that never cuts anything off is none.
+
+    Args:
+        layer: The layer.
+        longest: Longest sequence the model allows, in tokens; None if it names none.
+
+    Returns:
+        Whether it does.
+    """
+    return isinstance(layer, GrowingLayer) or getattr(layer, "sliding_window", 0) >= (longest or float("inf"))
+
+
 @dataclass(frozen=True)
 class KVShape:
     """What a token's keys and values take in a model."""
@@ -134,12 +149,8 @@ def kv_shape(model: Any) -> KVShape:
         The shape.
     """
     config = model.config.get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None) or float("inf")
-    layers = []
-    for number, layer in enumerate(new_cache(model.config).layers):
-        # As `attention_switch.is_full_attention`: a window that never cuts anything off is none.
-        if isinstance(layer, GrowingLayer) or getattr(layer, "sliding_window", 0) >= longest:
-            layers.append(number)
+    longest = getattr(config, "max_position_embeddings", None)
+    layers = [number for number, x in enumerate(new_cache(model.config).layers) if holds_everything(x, longest)]
     heads = config.num_attention_heads
     return KVShape(
         layers=tuple(layers),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.generation import Answer
-from sah.adapters.lane_model import LaneModel, LaneSetting
+from sah.adapters.lane_model import LaneModel
+from sah.adapters.lane_rows import LaneSetting
 from sah.sparse_attention.config import DECODE, QUESTION
 from sah.sparse_attention.lanes import LaneSeconds, LaneStates
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sah.adapters import attention_switch as switch
-from sah.adapters.lane_cache import LaneCache, LaneLayer
-from sah.sparse_attention.base import SparseAttention
+from sah.adapters.lane_cache import LaneCache
+from sah.adapters.lane_products import CommonProducts
+from sah.adapters.lane_rows import LaneRows, LaneSetting
 from sah.sparse_attention.kernels.shared import attend_everything
-from sah.sparse_attention.lanes import LaneSeconds, LaneStates
-from sah.sparse_attention.shared import SharedStates
+from sah.sparse_attention.lanes import LaneSeconds
 from sah.sparse_attention.times import now
 
 if TYPE_CHECKING:
@@ -27,59 +27,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LaneSetting:
-    """The lanes of one setting, which stand together."""
-
-    first: int
-    stop: int
-    """Its lanes are first to stop - 1."""
-
-    attention: SparseAttention | None
-    """None for dense attention."""
-
-    states: LaneStates | None
-    """State of its lanes; None for dense attention."""
-
-    seconds: LaneSeconds
-    """Takes the time of its attention calls."""
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one call that belong to one setting."""
-
-    rows: slice
-    setting: LaneSetting
-    lanes: torch.Tensor
-    """Lane of each row, counted from the setting's first."""
-
-    lengths: torch.Tensor
-    used: int
-    one_each: bool
-    in_order: bool
-
-    def states(self, layer: LaneLayer, which: int, device: torch.device) -> SharedStates:
-        """Return keys (0) or values (1) of a layer as these rows see them."""
-        return SharedStates(
-            layer.context[which],
-            layer.own[which][self.setting.first : self.setting.stop],
-            self.lanes.to(device),
-            self.lengths.to(device) - layer.hidden,
-            self.used,
-            self.one_each,
-            self.in_order,
-        )
-
-
-@dataclass(frozen=True)
 class _Call:
     """What attention has to know of a model call."""
 
     cache: LaneCache
-    groups: list[_Rows]
+    groups: list[LaneRows]
     """Rows by setting."""
 
-    together: _Rows
+    together: LaneRows
     """All rows as if they were of one dense setting, for layers that see a window only."""
 
 
@@ -129,9 +84,8 @@ class LaneModel:
         row_lanes = [lane for lane, ids in zip(lanes, tokens, strict=True) for _ in ids]
         slots = [start + place for start, ids in zip(starts, tokens, strict=True) for place in range(len(ids))]
         ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0) - 1
-        call = _Call(
-            self._cache, self._groups(phase, row_lanes, slots, dense), self._rows(self._everyone, 0, row_lanes, slots)
-        )
+        groups = self._groups(phase, row_lanes, slots, dense)
+        call = _Call(self._cache, groups, self._rows(self._everyone, 0, row_lanes, slots, max(slots) + 1))
         self._cache.put(torch.tensor(row_lanes), torch.tensor(slots))
         positions = torch.tensor([slots], device=device) + self.length
         with self._switched():
@@ -145,8 +99,8 @@ class LaneModel:
             ).logits[0]
         return logits.argmax(-1).tolist(), logits
 
-    def _groups(self, phase: str, row_lanes: Sequence[int], slots: Sequence[int], dense: set[int]) -> list[_Rows]:
-        groups: list[_Rows] = []
+    def _groups(self, phase: str, row_lanes: Sequence[int], slots: Sequence[int], dense: set[int]) -> list[LaneRows]:
+        groups: list[LaneRows] = []
         first = 0
         for number, setting in enumerate(self.settings):
             stop = first
@@ -154,21 +108,24 @@ class LaneModel:
                 stop += 1
             if stop > first:
                 shown = replace(setting, attention=None, states=None) if number in dense else setting
-                rows = self._rows(shown, first, row_lanes[first:stop], slots[first:stop])
+                # All rows are given the longest one's keys, so that products may be shared.
+                rows = self._rows(shown, first, row_lanes[first:stop], slots[first:stop], max(slots) + 1)
                 groups.append(rows)
                 if shown.states is not None:
                     shown.states.begin(phase, rows.lanes.tolist())
             first = stop
         return groups
 
-    def _rows(self, setting: LaneSetting, first: int, row_lanes: Sequence[int], slots: Sequence[int]) -> _Rows:
+    def _rows(
+        self, setting: LaneSetting, first: int, row_lanes: Sequence[int], slots: Sequence[int], used: int
+    ) -> LaneRows:
         lanes = [lane - setting.first for lane in row_lanes]
-        return _Rows(
+        return LaneRows(
             slice(first, first + len(lanes)),
             setting,
             torch.tensor(lanes),
             torch.tensor(slots) + self.length + 1,
-            max(slots) + 1,
+            used,
             len(set(lanes)) == len(lanes),
             lanes == list(range(setting.stop - setting.first)),
         )
@@ -200,11 +157,12 @@ def _attention(
     layer = call.cache.lane_layers[layer_idx]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     queries = query[0].transpose(0, 1).unsqueeze(2).contiguous()
-    special = {name: kwargs.get(name) for name in ("s_aux", "softcap")}
     full = switch.is_full_attention(module, layer_idx, kwargs)
-    output = query.new_empty(1, query.shape[2], query.shape[1], layer.own[1].shape[3])
-    for group in call.groups if full else [call.together]:
-        keys, values = (group.states(layer, which, query.device) for which in (0, 1))
+    groups = call.groups if full else [call.together]
+    output = torch.zeros(query.shape[2], query.shape[1], layer.own[1].shape[3], device=query.device)
+    common = CommonProducts(call.together, groups, layer, queries, scaling, layer_idx)
+    for group in groups:
+        keys, values = common.states(group)
         mine = queries[group.rows]
         attention, states = group.setting.attention, group.setting.states
         if attention is not None and states is not None:
@@ -213,8 +171,10 @@ def _attention(
             begun = now(query.device)[0]
             window = None if full else kwargs["sliding_window"]
             found = attend_everything(
-                mine, keys, values, scaling, window=window, sinks=special["s_aux"], softcap=special["softcap"]
+                mine, keys, values, scaling, window=window, sinks=kwargs.get("s_aux"), softcap=kwargs.get("softcap")
             ).squeeze(2)
             group.setting.seconds.add(group.lanes, 0.0, now(query.device)[0] - begun)
-        output[0, group.rows] = found
-    return output, None
+        output[group.rows] = found
+        common.remember(group, keys)
+    output += common.deferred_output()
+    return output[None].to(query.dtype), None

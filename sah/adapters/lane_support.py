@@ -15,7 +15,8 @@ import torch
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.kv_cache import cut_back, new_cache
 from sah.adapters.lane_cache import can_hold
-from sah.adapters.lane_model import LaneModel, LaneSetting
+from sah.adapters.lane_model import LaneModel
+from sah.adapters.lane_rows import LaneSetting
 from sah.sparse_attention.config import QUESTION
 from sah.sparse_attention.lanes import LaneSeconds
 
@@ -92,8 +93,9 @@ def _probe(adapter: ModelAdapterHF) -> str | None:
         for lane, own in enumerate(lanes):
             expected = _run(adapter, own, PROBE_CONTEXT, past)
             cut_back(past, PROBE_CONTEXT)
-            apart = float((together[lane].float() - expected.float()).abs().max())
-            allowed = 16 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.float().abs().max().clamp(min=1))
+            # Of the logits' own spread rounding takes at most 0.05 in bfloat16, rows that mix 0.2 and more.
+            apart = float((together[lane].float() - expected.float()).square().mean().sqrt())
+            allowed = 2 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.float().std())
             if not apart <= allowed:
                 return f"two of them together give other logits than each alone (by {apart:.2g})"
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:

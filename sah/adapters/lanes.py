@@ -64,6 +64,7 @@ def answer_lanes(
     batched = lanes_supported(adapter, cache)
     for number, lane in enumerate(lanes):
         try:
+            lane.adapter.check_cache(cache)
             asked = (lane.question, lane.answer_prefix)
             if asked not in known:
                 known[asked] = adapter.prompts.question_ids(cache.prompt, *asked)
@@ -145,6 +146,7 @@ def _fitting(adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Prepa
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU allocator has no class of its own.
+    # Neither the CPU's allocator, nor MPS', nor cuBLAS have a class of their own.
     text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    known = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(part in text for part in known)

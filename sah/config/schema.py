@@ -123,7 +123,9 @@ class ExperimentConfig(ValidatedConfig):
             if not (math.isfinite(size) and size >= 0):
                 raise bad_value(key, size, "a number of GiB, 0 or more", f"{key}={written}")
         if self.context_folder is not None and not self.context_folder.strip():
-            raise bad_value("context_folder", self.context_folder, "null or the path of a folder", "context_folder=null")
+            raise bad_value(
+                "context_folder", self.context_folder, "null or the path of a folder", "context_folder=null"
+            )
         wrong = [name for name in self.objectives if name not in self.OBJECTIVES]
         if wrong or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             allowed = f"a list of one or more of {', '.join(self.OBJECTIVES)}, each once"

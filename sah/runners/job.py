@@ -97,7 +97,9 @@ def run_experiment(
     Raises:
         SahError: If it cannot be run. Rows computed before are kept.
     """
-    point = prepare_point(experiment, session, config)
+    point = prepare_point(experiment, session.without_weights(), config)
+    if experiment.timing or not point.is_answered:
+        point = prepare_point(experiment, session, config)
     tracker = create_tracker(experiment.tracker)
     tracker.start(run_info(point, config, context.folder, context.sweep))
     try:

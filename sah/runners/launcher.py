@@ -9,34 +9,24 @@ from __future__ import annotations
 
 import copy
 import logging
-import traceback
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.utils import JobReturn, configure_log, env_override, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 
 from sah.config.compose import SweepComposer
 from sah.config.launcher import PREFIX, LauncherOptions
 from sah.config.mistakes import all_mistakes
 from sah.config.typed import build_section
-from sah.errors import SahError, StateError, WorkerError
-from sah.report.plan import print_plan
 from sah.results.sweep_file import SWEEP_FILE, redact_sweep_file
 from sah.runners.jobs import Job, compose_jobs
-
-if TYPE_CHECKING:
-    from sah.runners.group import Group
-    from sah.runners.plan import Plan
-    from sah.runners.point import Point
-    from sah.runners.session import Session
-    from sah.runners.workers.base import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -96,49 +86,28 @@ class GroupedLauncher(Launcher):
         """
         batch = dict(enumerate(job_overrides, start=initial_job_idx))
         if planning.get():
-            show_plan(self.config, self.check(batch), self.options)
+            from sah.runners.sweep import show_plan
+
+            begun = time.perf_counter()
+            show_plan(self.check(batch), environment(self.config), self.options.workers, begun)
             raise SystemExit(0)  # the sweeper would ask for results now
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         sweep_dir.mkdir(parents=True, exist_ok=True)
         jobs = self.check(batch)
-        with env_override(_environment(self.config)):
-            self._compute(jobs, sweep_dir)
+        self._compute(jobs, sweep_dir)
         return [self._run(job) for job in jobs]
 
     def _compute(self, jobs: Sequence[Job], folder: Path) -> None:
-        """Compute the rows of all jobs. What goes wrong with one group is met again, and told, by its jobs."""
-        from sah.runners import job as this_process
-        from sah.runners.plan import make_plan
-        from sah.runners.workers.create import create_workers
+        """Show the plan and compute the rows of all jobs."""
+        from sah.runners.sweep import begin_sweep, run_groups
 
-        session = this_process._session
-        if jobs[0].number == 0:
-            session.begin()
-        plan = make_plan(jobs, session, self.options.workers)
-        print_plan(plan.summary, Console(stderr=True), points=False)
-        busy = [group for group in plan.groups if group.works()]
-        if not busy:
-            return
-        workers = create_workers(self.options)
-        with _logging_as_jobs(self.config, folder):
-            for number, group in enumerate(busy, start=1):
-                first = group.points[0]
-                named = f"{first.model.label}, {first.experiment.dataset.name}"
-                _log.info("Group %d of %d: %s, points: %d", number, len(busy), named, len(group.points))
-                try:
-                    _run_group(group, plan, session, workers)
-                except WorkerError:
-                    raise  # the jobs would compute everything in this process instead
-                except StateError as error:
-                    if isinstance(error.__cause__, OSError):
-                        raise  # no other group could be written either
-                    _log.error("%s: %s", named, error)
-                except SahError as error:
-                    _log.error("%s: %s", named, error)
-                except Exception:
-                    _log.error("%s: %s", named, traceback.format_exc())
+        with env_override(environment(self.config)):
+            plan, session = begin_sweep(jobs, self.options.workers)
+            if plan.busy:
+                with _logging_as_jobs(self.config, folder):
+                    run_groups(plan, session, self.options)
 
     def _run(self, job: Job) -> JobReturn:
         """Run one job as Hydra's basic launcher does. Its config is made again: hundreds would fill the memory."""
@@ -174,45 +143,10 @@ def read_options(config: DictConfig) -> LauncherOptions:
     return options
 
 
-def show_plan(config: DictConfig, jobs: Sequence[Job], options: LauncherOptions | None) -> None:
-    """Print what jobs would do, point by point.
-
-    Args:
-        config: The sweep's config.
-        jobs: Its jobs.
-        options: Of our launcher; None for another one.
-    """
-    from sah.runners.plan import make_plan
-    from sah.runners.session import Session
-
-    with env_override(_environment(config)):
-        plan = make_plan(jobs, Session(), 1 if options is None else options.workers)
-    print_plan(plan.summary, Console(), points=True)
-
-
-def _environment(config: DictConfig) -> dict[str, str]:
+def environment(config: DictConfig) -> dict[str, str]:
     """Read the environment that Hydra gives to every job."""
     values: Any = OmegaConf.to_container(config.hydra.job.env_set, resolve=True)
     return {str(name): str(value) for name, value in values.items()}
-
-
-def _run_group(group: Group, plan: Plan, session: Session, workers: Workers | None) -> None:
-    from sah.runners.group import group_points, run_group
-    from sah.runners.job import point_provenance
-    from sah.runners.point import prepare_point
-
-    overrides: dict[str, tuple[str, ...]] = {}
-    points: list[Point] = []
-    for planned in group.points:  # the plan's points know their model without its weights
-        job = plan.jobs[planned.main.store.id]
-        points.append(prepare_point(planned.experiment, session, job.config))
-        overrides[points[-1].main.store.id] = job.overrides
-
-    def provenance_of(point: Point) -> dict[str, Any]:
-        return point_provenance(point, overrides[point.main.store.id])
-
-    for loaded in group_points(points):
-        run_group(loaded, session, provenance_of, workers)
 
 
 def _key(number: int, overrides: Sequence[str]) -> tuple[str, ...]:

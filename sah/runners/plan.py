@@ -27,6 +27,9 @@ class Plan:
     groups: Sequence[Group]
     """The points without those equal to an earlier one; their models have no weights."""
 
+    busy: Sequence[Group]
+    """The groups of which answers are missing."""
+
     jobs: Mapping[str, Job]
     """Id of a point to its first job."""
 
@@ -77,7 +80,7 @@ def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1) -> Plan:
         workers=workers,
         context_folders=list(dict.fromkeys(str(folder) for point in different for folder in _context_folder(point))),
     )
-    return Plan(groups, first, summary)
+    return Plan(groups, [group for group in groups if group.works()], first, summary)
 
 
 def _prepare(jobs: Sequence[Job], session: Session) -> tuple[dict[int, Point], dict[int, str]]:

@@ -60,6 +60,11 @@ class Point:
         return [self.dense] if self.sparse is None else [self.dense, self.sparse]
 
     @property
+    def is_answered(self) -> bool:
+        """Tell whether no answer is left to compute: all are there, or were tried in vain by this command."""
+        return all(key in arm.done or key in arm.tried for arm in self.arms for key in self.row_keys)
+
+    @property
     def row_keys(self) -> list[str]:
         """Keys of all questions, in order."""
         return [row_key(e.key, i) for e in self.examples for i in range(len(e.questions))]

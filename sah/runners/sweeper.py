@@ -5,6 +5,7 @@ Also registers our plugins with Hydra. Importing it makes Hydra look for all its
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hydra.core.plugins import Plugins
 from sah.config.compose import SweepComposer
 from sah.config.launcher import LAUNCHER, SWEEPER
 from sah.runners.jobs import compose_jobs
-from sah.runners.launcher import GroupedLauncher, planning, show_plan
+from sah.runners.launcher import GroupedLauncher, environment, planning
 
 # While Hydra looks for plugins it executes its own once more, and a subclass made before is none of the new class.
 Plugins.instance()
@@ -52,11 +53,15 @@ class GroupedSweeper(BasicSweeper):
             return super().sweep(arguments)
         if self.config is None or self.hydra_context is None:
             raise RuntimeError("sweep() needs setup() first")
+        begun = time.perf_counter()
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         (batch,) = self.split_arguments(overrides, None)
         jobs = compose_jobs(SweepComposer(loader, self.config), dict(enumerate(batch)))
-        show_plan(self.config, jobs, self.launcher.options if isinstance(self.launcher, GroupedLauncher) else None)
+        from sah.runners.sweep import show_plan
+
+        workers = self.launcher.options.workers if isinstance(self.launcher, GroupedLauncher) else 1
+        show_plan(jobs, environment(self.config), workers, begun)
         return []
 
 

@@ -132,16 +132,20 @@ class Mask:
             dense = torch.maximum(dense, ground.scatter_reduce(3, indices, probabilities, reduce="amax"))
         return dense.expand(-1, -1, q_len, -1)
 
-    def to_indices(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def to_indices(self, lists: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mask as one index list a query.
 
+        Args:
+            lists: Lists that a mask in list form is written with where it has more than one, e.g. the KV heads;
+                None means the query heads.
+
         Returns:
-            Indices (batch, heads or 1, q_len, n), int64, and probabilities of the same shape, 0 in unused places.
+            Indices (batch, lists or 1, q_len, n), int64, and probabilities of the same shape, 0 in unused places.
         """
         if not self.has_indices:
             return self._indices_of_dense()
         batch, heads, q_len, _ = self.shape
-        parts = [part.of_single_keys(heads) for part in self.lists]
+        parts = [part.of_single_keys(lists or heads) for part in self.lists]
         if self.spans or not parts:
             positions = [torch.arange(start, stop, device=self.device) for start, stop in self.spans]
             whole = torch.cat([torch.empty(0, dtype=torch.long, device=self.device), *positions])
@@ -151,14 +155,20 @@ class Mask:
         indices, probabilities = (torch.cat(tensors, -1) for tensors in zip(*expanded, strict=True))
         return indices, probabilities
 
-    def as_lists(self) -> Mask:
-        """Return the same mask held as lists, or as it is where it is full."""
+    def as_lists(self, lists: int | None = None) -> Mask:
+        """Return the same mask held as lists, or as it is where it is full.
+
+        Args:
+            lists: KV heads, where the query heads of each are known to keep the same keys: a list for each of them.
+        """
         if self._dense is None:
             return self
-        return Mask.from_indices(self.shape, *self._indices_of_dense())
+        return Mask.from_indices(self.shape, *self._indices_of_dense(lists))
 
-    def _indices_of_dense(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _indices_of_dense(self, lists: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         dense = self.to_dense()
+        if lists is not None and dense.shape[1] > lists:
+            dense = dense[:, :: dense.shape[1] // lists]
         dense = dense.expand(self.shape[0], dense.shape[1], self.shape[2], self.shape[3])
         kept = dense > 0
         longest = int(kept.sum(-1).max())
@@ -222,7 +232,9 @@ class Mask:
             return Mask.from_dense(self.shape, torch.maximum(self.to_dense(), other.to_dense()))
         if not (self.lists or other.lists):
             return Mask.from_spans(self.shape, (*self.spans, *other.spans), self.device)
-        return Mask.from_indices(self.shape, *merge_lists(self.to_indices(), other.to_indices()))
+        # Written with no more lists than they hold: what is kept by KV head stays so.
+        lists = max(part.indices.shape[1] for part in (*self.lists, *other.lists))
+        return Mask.from_indices(self.shape, *merge_lists(self.to_indices(lists), other.to_indices(lists)))
 
     def extend(self, *lists: KeyLists) -> Mask:
         """Union with lists that are known to hold no key of this mask, nor of each other: nothing is compared.

@@ -136,8 +136,8 @@ def _is_first(numbers: torch.Tensor, count: int) -> torch.Tensor:
     """Tell which entries of (lists, n), all below a count or -1, no entry to their left in the list equals."""
     width = numbers.shape[-1]
     if count <= TABLE_SHARE * width:
-        places = torch.arange(width).expand_as(numbers)
-        first = numbers.new_full((len(numbers), count + 1), width).scatter_reduce_(1, numbers + 1, places, "amin")
+        places = torch.arange(width, dtype=torch.int32).expand_as(numbers)
+        first = places.new_full((len(numbers), count + 1), width).scatter_reduce_(1, numbers + 1, places, "amin")
         return first.gather(1, numbers + 1) == places
     apart = count + 1
     # One flat sort of whole numbers is several times faster than a sort of each list.

@@ -8,6 +8,16 @@ from typing import Any
 import torch
 
 
+@dataclass
+class Deferred:
+    """Weights of a setting's rows, which are multiplied with the values together with those of other settings."""
+
+    weights: torch.Tensor
+    """(rows, heads, 1, kv_len), float32; zeros until they are written."""
+
+    written: bool = False
+
+
 @dataclass(frozen=True)
 class SharedStates:
     """Stands for a tensor (rows, kv_heads, kv_len, dim) whose first keys are the same for all rows.
@@ -40,6 +50,9 @@ class SharedStates:
 
     memo: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
     """What was computed of these keys already; see `kernels.shared.call_logits`."""
+
+    deferred: Deferred | None = field(default=None, compare=False, repr=False)
+    """Of values: where weights of all keys may be left instead of being multiplied; see `kernels.shared.weigh`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -82,27 +95,40 @@ class SharedStates:
 
     def of_heads(self, heads: slice) -> SharedStates:
         """Keep some KV heads."""
-        return replace(self, context=self.context[:, heads], own=self.own[:, heads], memo={})
+        return replace(self, context=self.context[:, heads], own=self.own[:, heads], memo={}, deferred=None)
 
     def of_context(self, start: int, stop: int) -> SharedStates:
         """Keep a range of the context alone."""
-        return replace(self, context=self.context[:, :, start:stop], own=self.own[:, :, :0], used=0, memo={})
+        return replace(
+            self, context=self.context[:, :, start:stop], own=self.own[:, :, :0], used=0, memo={}, deferred=None
+        )
 
     def of_rows(self, rows: slice) -> SharedStates:
         """Keep some rows."""
         lanes = self.lanes[rows]
         whole = len(lanes) == len(self.lanes)
         in_order = self.in_order and whole
-        return replace(self, lanes=lanes, lengths=self.lengths[rows], in_order=in_order, memo={})
+        return replace(self, lanes=lanes, lengths=self.lengths[rows], in_order=in_order, memo={}, deferred=None)
 
     def of_lane(self, lane: int, length: int) -> torch.Tensor:
         """Write the first keys of one lane out, (1, kv_heads, length, dim)."""
         own = self.own[lane : lane + 1, :, : length - self.context_length]
         return torch.cat([self.context, own], dim=2)
 
+    def of_chosen(self, rows: torch.Tensor) -> SharedStates:
+        """Keep some rows, (n,), int64, ascending."""
+        whole = len(rows) == len(self.lanes)
+        in_order = self.in_order and whole
+        lanes, lengths = self.lanes[rows], self.lengths[rows]
+        return replace(self, lanes=lanes, lengths=lengths, in_order=in_order, memo={}, deferred=None)
+
+    def deferring(self, deferred: Deferred) -> SharedStates:
+        """Hold the same values, whose weights may be left to a common product."""
+        return replace(self, deferred=deferred)
+
     def with_states(self, context: torch.Tensor, own: torch.Tensor) -> SharedStates:
         """Hold other states of the same rows, e.g. labels of the keys, of the same room."""
-        return replace(self, context=context, own=own, memo={})
+        return replace(self, context=context, own=own, memo={}, deferred=None)
 
 
 States = torch.Tensor | SharedStates

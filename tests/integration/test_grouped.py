@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from sah.adapters import factory
 from sah.results.lock import WriterLock
 from tests.integration.conftest import Work
-from tests.integration.running import ROOT, jobs, lines, outcomes, plan, run, stored
+from tests.integration.running import ROOT, files_under, jobs, lines, outcomes, plan, run, stored
 
 SWEEP = ("-m", "masker=topk,random", "density=0.05,0.1")
 SMALL = ("-m", "masker=topk", "density=0.05,0.1")
@@ -41,15 +42,18 @@ def test_jobs_are_those_of_hydras_own_launchers(
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
         options = ["hydra.launcher.n_jobs=2"]
-    for name, given in (("theirs", [f"hydra/launcher={launcher}", *options]), ("ours", ["context_cache_gib=0"])):
+    done = {}
+    for name, given in (("ours", []), ("theirs", [f"hydra/launcher={launcher}", *options])):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        work.clear()
-        done = run(*SWEEP, *given)
-        assert done.code == 0, done.text
-    assert len(work.prefills) == 2, "one a context, for all points together"
-    assert "to prefill" in done.err, "the plan is shown before the work"
-    assert "Group 1 of 1: tiny-llama, niah, points: 4" in done.text
+        done[name] = run(*SWEEP, *given)
+        assert done[name].code == 0, done[name].text
+        assert len(work.prefills) == 2, "one a context, for all points together"
+    assert "to prefill" in done["ours"].err, "the plan is shown before the work"
+    assert "Group 1 of 1: tiny-llama, niah, points: 4" in done["ours"].text
+    assert "Group 1 of 1" not in done["theirs"].text
+    (log,) = (tmp_path / "ours").glob("outputs/sweeps/*/*/sah.log")
+    assert "Group 1 of 1" in log.read_text(encoding="utf-8")
     ours, theirs = job_folders(tmp_path / "ours"), job_folders(tmp_path / "theirs")
     assert ours == theirs
     assert [ours[f"{number}/job.json"]["overrides"][:2] for number in range(4)] == [
@@ -164,6 +168,19 @@ def test_a_full_disk_ends_the_sweep_and_keeps_the_rows_before(monkeypatch: pytes
     assert run(*SMALL).code == 0
     after = [line for point in stored().values() for line in lines(point)]
     assert len(after) == 6 and all(line in after for line in before)
+
+
+def test_a_finished_sweep_needs_no_weights(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
+    assert run(*SMALL).code == 0
+    before = files_under(Path("outputs/points"))
+    work.clear()
+    for name in ("_loaded", "_outlines"):
+        monkeypatch.setattr(factory, name, {})
+    monkeypatch.setattr(factory, "create_adapter", None)  # what loads weights
+    done = run(*SMALL)
+    assert done.code == 0, done.text
+    assert "Nothing is left to compute" in done.err
+    assert work.counts == (0, 0, 0) and files_under(Path("outputs/points")) == before
 
 
 def test_equal_points_run_once_and_have_a_job_each() -> None:

@@ -22,7 +22,7 @@ from tests.support.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-LONG = tuple((*setting, "dataset.num_examples=6", "generation.max_new_tokens=40") for setting in SETTINGS)
+SWEEP = tuple((*setting, "dataset.num_examples=4", "generation.max_new_tokens=8") for setting in SETTINGS)
 
 
 def rows_on_disk(folder: str) -> int:
@@ -45,6 +45,8 @@ def killer(rows: int, folder: str, most: int) -> Iterator[list[int]]:
         while not stop.is_set() and len(killed) < most:
             if rows_on_disk(folder) >= rows:
                 for pid in actors()[:1]:
+                    if not rows:
+                        time.sleep(0.5)  # it is to be at work
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
             time.sleep(0.01)
@@ -58,26 +60,32 @@ def killer(rows: int, folder: str, most: int) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_two_workers_give_the_rows_of_this_process() -> None:
-    run_settings(*LONG, folder="local")
-    run_settings(*LONG, folder="ray", workers=RayWorkers(2, 0, RayOptions()))
-    check_same_rows(Path("local"), Path("ray"))
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows of this process."""
+    folder = tmp_path_factory.mktemp("local")
+    run_settings(*SWEEP, folder=folder)
+    return folder
+
+
+def test_two_workers_give_the_rows_of_this_process(local: Path) -> None:
+    run_settings(*SWEEP, folder="ray", workers=RayWorkers(2, 0, RayOptions()))
+    check_same_rows(local, Path("ray"))
     assert descendants(os.getpid()) and not actors(), "actors end with their group"
 
 
-def test_a_killed_actor_costs_only_its_unfinished_rows(caplog: pytest.LogCaptureFixture) -> None:
-    run_settings(*LONG, folder="local")
-    with killer(8, "ray", most=1) as killed:
-        run_settings(*LONG, folder="ray", workers=RayWorkers(2, 1, RayOptions()))
+def test_a_killed_actor_costs_only_its_unfinished_rows(local: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with killer(6, "ray", most=1) as killed:
+        run_settings(*SWEEP, folder="ray", workers=RayWorkers(2, 1, RayOptions()))
     assert len(killed) == 1
     assert "died over context" in caplog.text or "died before it began" in caplog.text
-    check_same_rows(Path("local"), Path("ray"))
+    check_same_rows(local, Path("ray"))
 
 
 def test_a_context_that_no_actor_survives_is_told_and_tried_by_the_same_command(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    setting = ("masker=topk", "dataset.num_examples=1", "generation.max_new_tokens=4000")
+    setting = ("masker=topk", "dataset.num_examples=1", "generation.max_new_tokens=600")
     with killer(0, "ray", most=2) as killed:
         run_settings(setting, folder="ray", workers=RayWorkers(1, 1, RayOptions()))
     assert len(killed) == 2
@@ -105,11 +113,9 @@ def test_what_the_cluster_does_not_have_is_told_at_once(workers: int, options: R
     assert rows_on_disk("outputs") == 0
 
 
-def test_more_workers_than_processors_share_them() -> None:
-    run_settings(SETTINGS[0], folder="ray", workers=RayWorkers(3, 0, RayOptions()))
-    assert rows_on_disk("ray") == 4
-
-
-def test_the_log_of_actors_reaches_the_user(caplog: pytest.LogCaptureFixture) -> None:
-    run_settings(("masker=topk", "generation.max_new_tokens=9000"), workers=RayWorkers(1, 0, RayOptions()))
+def test_the_log_of_actors_reaches_the_user_and_more_of_them_than_processors_share_these(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run_settings(("masker=topk", "generation.max_new_tokens=9000"), workers=RayWorkers(3, 0, RayOptions()))
     assert "window is 8192" in caplog.text
+    assert rows_on_disk("outputs") == 4

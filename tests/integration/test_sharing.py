@@ -88,7 +88,7 @@ def sparse_points() -> list[list[PredictionRow]]:
 
 
 def test_without_a_cache_each_point_prefills_for_itself(work: Work) -> None:
-    assert run("-m", "masker=topk,random", "context_cache_gib=0").code == 0
+    assert run("-m", "masker=topk,random", "context_cache_gib=0", "hydra/launcher=basic").code == 0
     assert work.counts == (4, 2, 4)
     assert sum(row.prefill_reused is False for row in all_rows()) == 4
 
@@ -99,7 +99,8 @@ def test_the_cache_keeps_what_fits(work: Work) -> None:
     room_for_one = 0.75 * contexts.nbytes()
     contexts.clear()
     work.clear()
-    assert run("-m", "masker=topk,random", f"context_cache_gib={room_for_one / 2**30}").code == 0
+    room = f"context_cache_gib={room_for_one / 2**30}"
+    assert run("-m", "masker=topk,random", room, "hydra/launcher=basic").code == 0
     assert work.counts == (3, 2, 4)
     assert 0 < contexts.nbytes() <= room_for_one
 

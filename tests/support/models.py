@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from sah.adapters.factory import resolve_model
 from sah.adapters.huggingface import ModelAdapterHF
@@ -29,6 +32,20 @@ QUESTIONS = ["\nWhat is the number on the door?", "\nHow many cats are there?", 
 def folder(family: str) -> str:
     """Checkpoint folder of a tiny model, made on first use."""
     return resolve_model(f"tiny:{family}").path_or_id
+
+
+def save_random(config: Any, path: Path) -> str:
+    """Save a random model of a config, with the tokenizer of the tiny Llama."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:
+            parameter.data.normal_(2.0, 2.0)
+    model.save_pretrained(path)
+    for file in [*Path(folder("llama")).glob("*token*"), *Path(folder("llama")).glob("*.jinja")]:
+        shutil.copy(file, path)
+    return str(path)
 
 
 @cache

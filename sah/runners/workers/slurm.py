@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 """Between two looks at the files of the jobs; SLURM itself is asked by submitit, at most once a minute."""
 
+LAST_SECONDS = 10.0
+"""How long the end of jobs is waited for that have told everything."""
+
 FOLDER = "slurm"
 """Below `output_dir`, where no other folder is named: the same for every run, so that the next one finds it."""
 
@@ -107,6 +110,8 @@ class SlurmWorkers:
     def _executor(self, folder: Path) -> Any:
         options = self._options
         try:
+            # What is sent holds the composed config, and with it an access token where one was given.
+            (folder / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)
             executor = self._submitit.AutoExecutor(folder=folder / "jobs", cluster=options.cluster)
         except OSError as error:
             raise storage_error("create", folder, error, "All rows are safe.") from error
@@ -263,19 +268,19 @@ class _Jobs:
 
     def follow(self) -> None:
         """Bring rows to the sink until all contexts have ended or are given up."""
+        ended: list[Any] = []
         while self._shards:
             for shard in list(self._shards):
                 # Asked before reading: what is told between the two must not be taken for unsaid.
                 done = shard.job.done()
                 self._read(shard)
-                if not shard.works:
+                if done or not shard.works:
                     self._shards.remove(shard)
-                    _tidy(shard.job)
-                elif done:
-                    self._shards.remove(shard)
+                    ended.append(shard.job)
                     self._lost(shard)
             if self._shards:
                 time.sleep(POLL_SECONDS)
+        _tidy(ended)
 
     def cancel(self) -> None:
         """End the jobs that are at work."""
@@ -308,7 +313,9 @@ class _Jobs:
                 raise WorkerError(f"A job of the group had to stop: {text}")
 
     def _lost(self, shard: _Shard) -> None:
-        """Send what is left of a job that ended too early; the context that it was at counts its end."""
+        """Send what is left of a job that has ended; the context that it was at counts its end."""
+        if not shard.works:
+            return
         reason = _reason(shard.job)
         again: list[ContextWork] = []
         for key, work in shard.works.items():
@@ -326,11 +333,18 @@ class _Jobs:
         self.send(again)
 
 
-def _tidy(job: Any) -> None:
-    """Remove the copies of all contexts that submitit keeps; its logs stay."""
-    with contextlib.suppress(OSError):
-        job.paths.submitted_pickle.unlink(missing_ok=True)
-        job.paths.result_pickle.unlink(missing_ok=True)
+def _tidy(jobs: Sequence[Any]) -> None:
+    """Wait a little for jobs that have told everything, and remove the copies of all contexts that submitit keeps.
+
+    Their logs stay.
+    """
+    until = time.monotonic() + LAST_SECONDS
+    while time.monotonic() < until and not all(job.done() for job in jobs):
+        time.sleep(POLL_SECONDS)
+    for job in jobs:
+        with contextlib.suppress(OSError):
+            job.paths.submitted_pickle.unlink(missing_ok=True)
+            job.paths.result_pickle.unlink(missing_ok=True)
 
 
 def _reason(job: Any) -> str:

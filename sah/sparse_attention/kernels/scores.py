@@ -82,14 +82,15 @@ def _of_shared(queries: torch.Tensor, keys: SharedStates, scaling: float) -> tor
     """Return logits (rows, heads, 1, kv_len) of one query a row."""
     rows, heads, _, head_dim = queries.shape
     kv_heads, length = keys.context.shape[1:3]
-    grouped = queries.reshape(rows, kv_heads, -1, head_dim).float() * scaling
-    logits = torch.empty(rows, kv_heads, heads // kv_heads, keys.shape[2], device=queries.device)
+    group = heads // kv_heads
+    grouped = queries.reshape(rows, kv_heads, group, head_dim).float() * scaling
+    logits = torch.empty(rows, kv_heads, group, keys.shape[2], device=queries.device)
     together = grouped.transpose(0, 1).flatten(1, 2)
     if keys.dtype == torch.float32:
         over_context = few_by_many(together, keys.context[0])
     else:
         over_context = _in_blocks(together[None], keys.context)[0]
-    logits[..., :length] = over_context.view(kv_heads, rows, -1, length).transpose(0, 1)
+    logits[..., :length] = over_context.view(kv_heads, rows, group, length).transpose(0, 1)
     if keys.used:
         logits[..., length:] = grouped @ keys.own_rows().float().mT
     return logits.view(rows, heads, 1, -1)

@@ -29,10 +29,36 @@ def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> to
     Returns:
         Logits before any cap, (rows, heads, 1, kv_len), float32; not to be written to.
     """
-    name = (queries.data_ptr(), tuple(queries.shape), scaling)
+    name = _call_name(queries, scaling)
     if name not in keys.memo:
         keys.memo[name] = attention_logits(queries, keys, scaling)
     return keys.memo[name]
+
+
+def know_logits(queries: torch.Tensor, keys: SharedStates, scaling: float, logits: torch.Tensor) -> None:
+    """Give `call_logits` what was computed together with the logits of other settings; arguments as there."""
+    keys.memo[_call_name(queries, scaling)] = logits
+
+
+def _call_name(queries: torch.Tensor, scaling: float) -> tuple[int, tuple[int, ...], float]:
+    return (queries.data_ptr(), tuple(queries.shape), scaling)
+
+
+def weigh(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
+    """Sum values by their weights, or leave the weights for a product with those of other settings.
+
+    Args:
+        weights: (rows, heads, 1, kv_len), float32; not used again by the caller.
+        values: (rows, kv_heads, kv_len, value_dim).
+
+    Returns:
+        (rows, heads, 1, value_dim), float32; zeros where the weights were left.
+    """
+    if values.deferred is None:
+        return shared_output(weights, values)
+    values.deferred.weights.copy_(weights)
+    values.deferred.written = True
+    return torch.zeros(*weights.shape[:3], values.shape[3], device=weights.device)
 
 
 def shared_output(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
@@ -80,13 +106,13 @@ def attend_everything(
     Returns:
         (rows, heads, 1, value_dim) in the queries' dtype.
     """
-    logits = attention_logits(queries, keys, scaling, softcap)
+    logits = cap_logits(call_logits(queries, keys, scaling), softcap)
     allowed = keys.allowed()
     if window is not None:
         places = torch.arange(keys.shape[2], device=keys.device)
         allowed = allowed & (places >= (keys.lengths - window).unsqueeze(-1))[:, None, None]
-    weights = _softmax(logits.masked_fill_(~allowed, float("-inf")), sinks)
-    return shared_output(weights, values).to(queries.dtype)
+    weights = _softmax(logits.masked_fill(~allowed, float("-inf")), sinks)
+    return weigh(weights, values).to(queries.dtype)
 
 
 def attend_dense_mask(
@@ -115,9 +141,7 @@ def attend_dense_mask(
         (rows, heads, 1, value_dim) in the queries' dtype.
     """
     logits = cap_logits(call_logits(queries, keys, scaling), softcap)
-    # exp(l) / p is exp(l - log p); a key that is not kept weighs nothing.
-    surprise = torch.where(inclusion > 0, -inclusion.log(), float("-inf"))
-    return shared_output(_softmax(logits + surprise, sinks), values).to(queries.dtype)
+    return weigh(_softmax(_surprised(logits, inclusion), sinks), values).to(queries.dtype)
 
 
 def attend_shared_lists(
@@ -152,29 +176,35 @@ def attend_shared_lists(
     kv_heads, kv_len = keys.shape[1:3]
     singles = [KeyLists(keys_of_runs(part.indices, part.run), part.probabilities, part.logits) for part in lists]
     wide = any(reads_widely(part.indices, queries, keys) for part in singles)
-    logits = [attention_logits(queries, keys.of_context(a, b), scaling) for a, b in spans]
+    # Where all logits are there or will be, ranges are cut out of them.
+    every = call_logits(queries, keys, scaling) if wide or keys.memo else None
+    logits = [
+        attention_logits(queries, keys.of_context(a, b), scaling) if every is None else every[..., a:b]
+        for a, b in spans
+    ]
     for part in singles:
         found = part.logits
-        if found is None and (wide or keys.memo):
-            found = gather_last(call_logits(queries, keys, scaling), to_heads(part.indices, heads))
+        if found is None and every is not None:
+            found = gather_last(every, to_heads(part.indices, heads))
         elif found is None:
             found = _listed_logits(queries, keys, part.indices, scaling, workspace)
         logits.append(found)
     capped = [cap_logits(piece, softcap) for piece in logits]
     for number, part in enumerate(singles, start=len(spans)):
         if part.probabilities is not None:
-            used = to_heads(part.probabilities, heads)
-            capped[number] = capped[number] + torch.where(used > 0, -used.float().log(), float("-inf"))
+            capped[number] = _surprised(capped[number], to_heads(part.probabilities, heads))
     weights = _softmax(torch.cat([piece.expand(rows, heads, 1, -1) for piece in capped], dim=-1), sinks)
     pieces = list(torch.split(weights, [piece.shape[-1] for piece in capped], dim=-1))
+    if wide:
+        whole = torch.zeros(rows, heads, 1, kv_len, device=queries.device)
+        for (a, b), mine in zip(spans, pieces, strict=False):
+            whole[..., a:b] = mine
+        for part, mine in zip(singles, pieces[len(spans) :], strict=True):
+            whole.scatter_add_(-1, to_heads(part.indices, heads).expand_as(mine), mine)
+        return weigh(whole, values).to(queries.dtype)
     output = torch.zeros(rows, heads, 1, values.shape[3], device=queries.device)
     for (a, b), mine in zip(spans, pieces, strict=False):
         output += shared_output(mine, values.of_context(a, b))
-    if wide:
-        whole = torch.zeros(rows, heads, 1, kv_len, device=queries.device)
-        for part, mine in zip(singles, pieces[len(spans) :], strict=True):
-            whole.scatter_add_(-1, to_heads(part.indices, heads).expand_as(mine), mine)
-        return (output + shared_output(whole, values)).to(queries.dtype)
     for part, mine in zip(singles, pieces[len(spans) :], strict=True):
         output += _listed_output(mine, values, part.indices, kv_heads, workspace)
     return output.to(queries.dtype)
@@ -183,6 +213,14 @@ def attend_shared_lists(
 def reads_widely(indices: torch.Tensor, queries: torch.Tensor, keys: SharedStates) -> bool:
     """Tell whether lists, (rows or 1, lists, 1, n), are better read by products over all keys than key by key."""
     return indices.shape[1] * indices.shape[3] * WIDE_SHARE > queries.shape[1] * keys.shape[2]
+
+
+def _surprised(logits: torch.Tensor, inclusion: torch.Tensor) -> torch.Tensor:
+    """Divide each exponential by its key's inclusion probability: exp(l) / p is exp(l - log p), and 0 for p of 0."""
+    kept = inclusion > 0
+    if not bool((inclusion == kept).all()):
+        logits = logits - inclusion.masked_fill(~kept, 1.0).log()
+    return logits.masked_fill(~kept, float("-inf"))
 
 
 def _softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

@@ -36,8 +36,8 @@ class ResearchMasker(ABC):
         self.seed = seed
 
     works_in_lanes = False
-    """Whether `add_indices` takes `SharedStates` for keys and values, one query a row, and leaves the mask full or in
-    list form. State in `sparse_meta_data` is then that of all lanes of a setting. If not, lanes go one by one."""
+    """Whether `add_indices` takes `SharedStates` for keys and values, one query a row, with the state of all lanes of a
+    setting in `sparse_meta_data`. If not, lanes go one by one."""
 
     @abstractmethod
     def add_mask(

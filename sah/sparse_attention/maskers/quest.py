@@ -114,6 +114,7 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         lengths = readable_lengths(attention_mask, keys, queries.shape[2])
         segments: list[States]
         if isinstance(keys, SharedStates):
+            previous_mask = previous_mask.as_lists()
             segments = [self._bounds_of_lanes(keys, sparse_meta_data, layer_idx)]
         elif lengths is None or not previous_mask.has_indices:
             bounds = self._bounds_of_chunk(queries, keys, attention_mask, scaling, sparse_meta_data, layer_idx)

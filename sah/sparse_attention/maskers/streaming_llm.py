@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.budget import keys_to_add, size_in_keys, target_keys
+from sah.sparse_attention.grouping import keeps_by_group
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import FixedMasker, best_of_residual
 from sah.sparse_attention.maskers.streaming_llm_config import StreamingLLMMaskerConfig
@@ -86,4 +87,6 @@ class StreamingLLMMasker(FixedMasker):
         if self.config.density is None or previous_mask.is_empty:
             return super().add_indices(*arguments, **kwargs)
         mask = self.add_mask(*arguments, **kwargs)
-        return mask.as_lists() if isinstance(keys, SharedStates) else mask
+        if not isinstance(keys, SharedStates):
+            return mask
+        return mask.as_lists(keys.shape[1] if keeps_by_group(previous_mask, keys.shape[1]) else None)

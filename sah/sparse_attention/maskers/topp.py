@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.grouping import any_of_group, combine_heads
-from sah.sparse_attention.kernels.largest import descending
+from sah.sparse_attention.kernels.largest import descending, strongest
 from sah.sparse_attention.kernels.scores import attention_logits, cap_logits, group_size
 from sah.sparse_attention.kernels.shared import call_logits
 from sah.sparse_attention.key_lists import to_heads
@@ -93,6 +93,10 @@ class TopPMasker(SelectiveMasker):
         hide_kept(mass, attention_mask, previous_mask)
         pieces = zip(torch.split(mass, lists, dim=1), torch.split(totals, lists, dim=1), strict=True)
         add = torch.cat([self._to_add(piece, total) for piece, total in pieces], dim=1)
+        if shared is not None:
+            # Rows keep many keys, and very different numbers of them: a dense mask is smaller work than lists.
+            chosen = strongest(mass, add)
+            return previous_mask.merge(Mask.from_dense(previous_mask.shape, to_heads(chosen, heads)))
         return extend_by_best(previous_mask, mass, add)
 
     def _mass(self, logits: torch.Tensor, allowed: torch.Tensor, softcap: float | None, kv_heads: int) -> torch.Tensor:

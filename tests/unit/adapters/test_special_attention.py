@@ -14,7 +14,15 @@ import transformers
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
 from sah.errors import ModelError
-from tests.support.models import CONTEXT, EXECUTION_CONFIGS, QUESTIONS, config_of, folder, greedy_reference
+from tests.support.models import (
+    CONTEXT,
+    EXECUTION_CONFIGS,
+    QUESTIONS,
+    config_of,
+    folder,
+    greedy_reference,
+    save_random,
+)
 
 SMALL = {
     "vocab_size": 261,
@@ -53,19 +61,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
     def save(name: str) -> str:
         path = root / name.replace(" ", "-")
-        if not path.exists():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
-            for parameter_name, parameter in model.named_parameters():
-                if "sinks" in parameter_name:
-                    parameter.data.normal_(2.0, 2.0)
-            model.save_pretrained(path)
-            for file in Path(folder("llama")).glob("*token*"):
-                shutil.copy(file, path)
-            for file in Path(folder("llama")).glob("*.jinja"):
-                shutil.copy(file, path)
-        return str(path)
+        return str(path) if path.exists() else save_random(CONFIGS[name](), path)
 
     return save
 

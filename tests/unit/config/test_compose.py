@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sah.config.compose import SweepComposer
 from sah.config.lenient import strict_class
-from sah.config.paths import conf_dir
-from sah.config.register import register_configs
-
-Sweep = Callable[..., tuple[Hydra, DictConfig]]
-
-
-@pytest.fixture
-def sweep() -> Iterator[Sweep]:
-    """A function from a sweep's own overrides to Hydra and the sweep's config."""
-    register_configs()
-    GlobalHydra.instance().clear()
-
-    def begin(*overrides: str, folder: Path | None = None) -> tuple[Hydra, DictConfig]:
-        GlobalHydra.instance().clear()
-        path = create_config_search_path(str(conf_dir()))
-        if folder is not None:
-            path.append(provider="command-line", path=f"file://{folder}")
-        hydra = Hydra.create_main_hydra2("sah", path)
-        given = ["hydra.mode=MULTIRUN", *overrides]
-        master = hydra.compose_config("config", given, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
-        return hydra, master
-
-    yield begin
-    GlobalHydra.instance().clear()
+from tests.unit.config.conftest import Sweep
 
 
 def by_hydra(hydra: Hydra, master: DictConfig, overrides: list[str], number: int) -> DictConfig:

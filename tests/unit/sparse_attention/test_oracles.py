@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sah.sparse_attention import LocalMaskerConfig, Mask, SinkMaskerConfig, TopKMaskerConfig, TopPMaskerConfig
-from sah.sparse_attention.kernels.largest import BLOCK_NUMBERS, largest
+from sah.sparse_attention.kernels.largest import BLOCK_NUMBERS, descending, largest, strongest
 from tests.support.attention import F32, SHAPES, Shape, causal, efficient, inclusion_of, make_inputs, research
 
 
@@ -134,3 +134,39 @@ def test_the_largest_of_every_row_however_many_are_partitioned_at_once(shape: tu
     assert places.shape == (*shape[:-1], 5)
     assert torch.equal(scores.gather(-1, places), values)
     assert torch.equal(values.sort(descending=True).values, scores.topk(5).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_sorting_is_torch_s(dtype: torch.dtype) -> None:
+    """Transposed, with equal scores and with those of keys that may not be chosen."""
+    scores = torch.randn(30, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype).transpose(0, 2)
+    scores[1, 0, 3:9], scores[2], scores[3, 1, ::2] = 0.5, float("-inf"), float("-inf")
+    before = scores.clone()
+    found = descending(scores)
+    assert found.dtype == dtype
+    assert torch.equal(found, scores.sort(dim=-1, descending=True).values)
+    assert torch.equal(scores, before), "its argument is not sorted in place"
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["no two equal", "many equal"])
+def test_the_strongest_are_as_many_as_wanted_and_the_largest(equal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(3, 4, 1, 20, generator=generator)
+    if equal:
+        values = (values * 2).round()
+        values[0, 0] = 7.0
+    values[2, 1, 0, 5:] = float("-inf")
+    count = torch.randint(0, 21, (3, 4, 1), generator=generator)
+    count[0, 0], count[0, 1], count[2, 1] = 3, 20, 5
+    count[1, 0] = 0
+    chosen = strongest(values, count)
+    assert chosen.dtype == torch.bool
+    assert torch.equal(chosen.sum(-1), count)
+    weakest = values.masked_fill(~chosen, float("inf")).amin(-1)
+    assert bool((values.masked_fill(chosen, float("-inf")).amax(-1) <= weakest).all())
+    if not equal:
+        for place in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
+            row, wanted = values[tuple(place)][0], int(count[tuple(place)])
+            if float(row.amin()) > float("-inf"):
+                best = row.topk(wanted).indices.tolist()
+                assert chosen[tuple(place)][0].nonzero().flatten().tolist() == sorted(best)

@@ -204,36 +204,39 @@ def test_the_incomplete_last_page_takes_part() -> None:
             assert inclusion.nonzero().squeeze(-1).tolist() == expected
 
 
-def previous_lists(shape: tuple[int, int, int, int], lists: int, generator: torch.Generator) -> Mask:
+def previous_lists(shape: tuple[int, int, int, int], lists: int, generator: torch.Generator, shortest: int) -> Mask:
     """Ranges, single keys with unused places, and whole pages of three keys, none of them twice."""
-    batch, _, _, kv_len = shape
+    batch = shape[0]
     order = torch.rand(batch, lists, 20, generator=generator).argsort(-1)[..., :9].unsqueeze(2) + 5
     used = (torch.rand(order.shape, generator=generator) < 0.7).float()
     pages = torch.rand(batch, lists, 5, generator=generator).argsort(-1)[..., :2].unsqueeze(2) + 10
-    spans = Mask.from_spans(shape, ((0, 5), (kv_len - 6, kv_len)))
+    spans = Mask.from_spans(shape, ((0, 5), (shortest - 6, shortest)))
     return spans.extend(KeyLists(order, used), KeyLists(pages, run=3))
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 7, 16, 200])
 @pytest.mark.parametrize("lists", [2, 6])
-def test_pages_are_chosen_to_the_key(page_size: int, lists: int) -> None:
+@pytest.mark.parametrize("shorter", [0, 11], ids=["rows of one length", "rows of two lengths"])
+def test_pages_are_chosen_to_the_key(page_size: int, lists: int, shorter: int) -> None:
     """Rows with budgets of their own, behind lists of every kind, against a plain walk through the pages."""
     generator = torch.Generator().manual_seed(page_size)
     for kv_len in (97, 112):
         shape = (2, 6, 1, kv_len)
-        for previous in (Mask.empty(shape), previous_lists(shape, lists, generator)):
+        lengths = torch.tensor([kv_len, kv_len - shorter] if shorter else [kv_len])
+        readable = (torch.arange(kv_len) < lengths.unsqueeze(-1)).expand(2, -1)
+        for previous in (Mask.empty(shape), previous_lists(shape, lists, generator, kv_len - shorter)):
             pages = -(-kv_len // page_size)
             scores = torch.randn(2, lists, pages, generator=generator)
             kept = previous.to_dense().expand(shape)[:, :: 6 // lists, 0] > 0
-            left = (~kept).sum(-1)
+            left = (readable[:, None] & ~kept).sum(-1)
             add = (torch.rand(2, lists, generator=generator) * left).long()
             add[0, 0], add[1, 1] = left[0, 0], 1
-            found = choose_pages(scores, page_size, previous, add)
+            found = choose_pages(scores, page_size, previous, add, lengths)
             mask = Mask.empty(shape).extend(*found).to_dense().expand(shape)[:, :: 6 // lists, 0] > 0
             for b, row in torch.cartesian_prod(torch.arange(2), torch.arange(lists)).tolist():
                 order = [k for p in scores[b, row].argsort(descending=True).tolist()
                          for k in range(p * page_size, min(kv_len, (p + 1) * page_size))]  # fmt: skip
-                wanted = [k for k in order if not kept[b, row, k]][: int(add[b, row])]
+                wanted = [k for k in order if readable[b, k] and not kept[b, row, k]][: int(add[b, row])]
                 assert mask[b, row].nonzero().squeeze(-1).tolist() == sorted(wanted)
             assert sum(part.run == page_size for part in found) <= 2
             named = torch.cat([part.of_single_keys(lists)[0] for part in found], dim=-1)

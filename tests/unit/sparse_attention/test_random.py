@@ -15,7 +15,9 @@ from sah.sparse_attention import (
     SinkMaskerConfig,
     TopKMaskerConfig,
 )
+from sah.sparse_attention.key_lists import KeyLists
 from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.pool import pool_of_lists, pool_of_mask
 from sah.sparse_attention.randomness import draw_distinct, generator_for
 from tests.support.attention import (
     EXECUTIONS,
@@ -155,12 +157,13 @@ def test_draws_do_not_depend_on_chunking() -> None:
 def draw(
     seed: object, count: int, wanted: list[int], taken: list[list[int]] | None = None, *, generator: Any = None
 ) -> torch.Tensor:
+    """Draw for all lists of one row, (lists, n)."""
     return draw_distinct(
-        generator or generator_for(seed),
-        torch.full((len(wanted),), count),
-        torch.tensor(taken if taken is not None else [[]] * len(wanted), dtype=torch.long),
-        torch.tensor(wanted),
-    )
+        [generator or generator_for(seed)],
+        torch.full((1, len(wanted)), count),
+        torch.tensor([taken if taken is not None else [[]] * len(wanted)], dtype=torch.long),
+        torch.tensor([wanted]),
+    )[0]
 
 
 @pytest.mark.parametrize("count", [40, 2000], ids=["by permutation", "by proposal"])
@@ -225,12 +228,91 @@ def test_a_sample_drawn_in_parts_holds_every_pair_equally_often() -> None:
     draws = 4000
     generator = generator_for("parts")
     first = draw(None, 10, [2] * draws, generator=generator)
-    second = draw_distinct(generator, torch.full((draws,), 10), first, torch.full((draws,), 3))
+    second = draw(None, 10, [3] * draws, first.tolist(), generator=generator)
     held = torch.zeros(draws, 10).scatter_(1, torch.cat([first, second], 1), 1.0)
     assert (held.sum(-1) == 5).all()
     pairs = (held.T @ held)[~torch.eye(10, dtype=torch.bool)] / draws
     chance = 5 * 4 / (10 * 9)
     assert (pairs - chance).abs().max() < 4 * (chance * (1 - chance) / draws) ** 0.5
+
+
+def test_rows_drawn_together_are_drawn_as_each_alone() -> None:
+    """Rows of either way of drawing, with lists that want nothing, take all that is left, or differ in their count."""
+    count = torch.tensor([[3000, 2500], [40, 40], [500, 7], [9, 9], [2000, 2000], [60, 1]])
+    wanted = torch.tensor([[90, 3], [30, 1], [20, 7], [0, 0], [0, 700], [36, 1]])
+    taken = torch.full((6, 2, 5), -1)
+    taken[0, 0] = torch.tensor([3, -1, 7, 2999, -1])
+    taken[1] = torch.tensor([[39, 38, 0, 1, 2], [-1, 5, -1, -1, -1]])
+
+    def generators() -> list[torch.Generator]:
+        return [generator_for("row", row) for row in range(6)]
+
+    together, alone = generators(), generators()
+    drawn = draw_distinct(together, count, taken, wanted)
+    assert drawn.shape == (6, 2, 700)
+    assert torch.equal((drawn >= 0).sum(-1), wanted)
+    for row in range(6):
+        part = slice(row, row + 1)
+        own = draw_distinct(alone[part], count[part], taken[part], wanted[part])[0]
+        assert torch.equal(drawn[row, :, : own.shape[-1]], own)
+        assert (drawn[row, :, own.shape[-1] :] == -1).all()
+        assert torch.equal(together[row].get_state(), alone[row].get_state()), "a generator was moved by other rows"
+    assert not torch.equal(drawn[0], draw_distinct(together, count, taken, wanted)[0]), "generators move on"
+
+
+def test_rows_that_run_out_of_proposals_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sah.sparse_attention.randomness as module
+
+    monkeypatch.setattr(module.math, "ceil", lambda _: -4)
+    count, wanted, taken = torch.full((40, 1), 12), torch.full((40, 1), 4), torch.empty(40, 1, 0, dtype=torch.long)
+    together = draw_distinct([generator_for(row) for row in range(40)], count, taken, wanted)
+    ways = set()
+    for row in range(40):
+        generator = generator_for(row)
+        assert torch.equal(draw_distinct([generator], count[:1], taken[:1], wanted[:1])[0], together[row])
+        proposed = generator_for(row)
+        torch.rand(4, 1, generator=proposed, dtype=torch.float64)
+        ways.add(torch.equal(proposed.get_state(), generator.get_state()))
+    assert ways == {True, False}, "some rows run out of proposals, some do not"
+
+
+@pytest.mark.parametrize("share", [0, 10**6], ids=["by sorting", "by a table"])
+@pytest.mark.parametrize(("count", "width"), [(1, 1), (3, 12), (50, 12), (4000, 60)])
+def test_first_entries_are_told_from_repeated_ones(
+    share: int, count: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sah.sparse_attention.randomness as module
+
+    monkeypatch.setattr(module, "TABLE_SHARE", share)
+    numbers = torch.randint(-1, count, (5, width), generator=torch.Generator().manual_seed(count))
+    numbers[0, -1] = count - 1
+    expected = [[number not in row[:place] for place, number in enumerate(row)] for row in numbers.tolist()]
+    assert module._is_first(numbers, count).tolist() == expected
+
+
+@pytest.mark.parametrize("lists", [2, 6])
+def test_what_is_left_of_lists_is_what_is_left_of_the_mask(lists: int) -> None:
+    """Rows that read prefixes of different lengths."""
+    shape, lengths = (3, 6, 1, 90), torch.tensor([90, 71, 64])
+    order = torch.rand(3, lists, 50, generator=torch.Generator().manual_seed(0)).argsort(-1)[..., :9].unsqueeze(2) + 5
+    used = (torch.arange(9) < torch.tensor([9, 4, 0]).view(3, 1, 1, 1)).expand(order.shape).float()
+    previous = Mask.from_spans(shape, ((0, 5), (57, 61))).extend(KeyLists(order, used))
+    allowed = (torch.arange(90) < lengths.unsqueeze(-1))[:, None, None]
+    wanted = torch.full((3, lists, 1), 8)
+    pools = [
+        make([generator_for(row) for row in range(3)])
+        for make in (
+            lambda generators: pool_of_lists(previous, lengths, lists, generators),
+            lambda generators: pool_of_mask(previous, allowed, lists, generators),
+        )
+    ]
+    drawn = [pool.draw(wanted) for pool in pools]
+    # Lists keep their keys in another order than the mask, and that of the draw follows from the numbers alone.
+    assert torch.equal(pools[0].size, pools[1].size)
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert torch.equal(drawn[0][1], drawn[1][1])
+    assert torch.equal(drawn[0][2].size, pools[0].size - 8)
+    assert bool((drawn[0][0] < lengths.view(3, 1, 1, 1)).all())
 
 
 class LargestResult(TorchDispatchMode):
