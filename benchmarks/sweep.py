@@ -134,6 +134,7 @@ def _about(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
             f"{name} {package_version(name)}" for name in ("torch", "transformers", "hydra-core", "numpy")
         ),
         "python": sys.version.split()[0],
+        "fast": options.fast,
         "model": sizes.model,
         "tokens": sizes.tokens,
         "memory_tokens": sizes.memory_tokens,

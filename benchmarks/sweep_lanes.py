@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -164,16 +165,15 @@ class Sweep:
 
     @torch.no_grad()
     def copied(self, copies: int) -> list[list[int]]:
-        """Answer the questions, each `copies` times, with nothing but the model: padded rows over copies of the context.
+        """Answer the questions, each `copies` times, with the model alone: padded rows over copies of the context.
 
         Attention is the model's own (transformers' SDPA).
         """
         prompt, model = self.cache.prompt, self.adapter.model
         questions = [self.adapter.prompts.question_ids(prompt, question) for question in QUESTIONS] * copies
         rows, width, length = len(questions), max(map(len, questions)), self.cache.length
-        past = DynamicCache(
-            [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in self.cache.past_key_values.layers]
-        )
+        layers: list[Any] = self.cache.past_key_values.layers
+        past = DynamicCache([(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in layers])
         past.batch_repeat_interleave(rows)
         # Padding stands between context and question; position ids say where tokens are, the mask what they may see.
         ids = torch.tensor([[0] * (width - len(own)) + own for own in questions])
@@ -264,9 +264,7 @@ class LaneTimes:
     question_tokens: list[int] = field(default_factory=list)
 
 
-def measure_lanes(
-    sweep: Sweep, rounds: int, alone_rounds: int, copied: bool, tell: Callable[[str], None]
-) -> LaneTimes:
+def measure_lanes(sweep: Sweep, rounds: int, alone_rounds: int, copied: bool, tell: Callable[[str], None]) -> LaneTimes:
     """Time all arms in turn.
 
     Args:

@@ -56,7 +56,11 @@ def answer_lanes(
 
     Yields:
         The number of a lane and its answer, or the error that kept it from having one, as soon as it is there.
+
+    Raises:
+        StateError: If another model prefilled the context.
     """
+    adapter.check_cache(cache)
     alone: list[int] = []
     prepared: list[PreparedLane] = []
     # Many settings ask the same questions.

@@ -15,8 +15,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
 class SweepComposer:
@@ -34,6 +34,7 @@ class SweepComposer:
         self._parsed: dict[str, Override] = {}
         self._groups: dict[str, bool] = {}
         self._bases: dict[tuple[str, ...], DictConfig | Exception] = {}
+        self._tasks: dict[tuple[str, ...], DictConfig] = {}
         self._files: CachingConfigRepository | None = None
         if isinstance(loader, ConfigLoaderImpl):
             given: Any = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
@@ -59,15 +60,35 @@ class SweepComposer:
             config.hydra.job.num = number
         return config
 
+    def compose_task(self, overrides: Sequence[str], number: int) -> DictConfig:
+        """Compose one job without Hydra's own part, which is most of a config, as its task function gets it.
+
+        Args:
+            overrides: The job's overrides.
+            number: The job's number in the sweep.
+
+        Returns:
+            What `compose` gives, without the `hydra` node.
+
+        Raises:
+            HydraException: As `compose`.
+        """
+        choices, values = self._split(overrides)
+        # To add or delete a key, Hydra looks at the value that is there, which may refer to its own part.
+        if choices is None or not all(value.type == OverrideType.CHANGE for value in values):
+            return _without_hydra(self.compose(overrides, number))
+        if choices not in self._tasks:
+            self._tasks[choices] = _without_hydra(copy.deepcopy(self._base(choices)))
+        config = copy.deepcopy(self._tasks[choices])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        OmegaConf.copy_cache(from_config=self._master, to_config=config)
+        return config
+
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        parsed = [self._parse(text) for text in overrides]
-        if self._files is None or not all(self._is_plain(override) for override in parsed):
+        choices, values = self._split(overrides)
+        if choices is None:
             return self._loader.load_sweep_config(self._master, list(overrides))
-        choices = tuple(
-            text for text, override in zip(overrides, parsed, strict=True) if self._is_group(override.key_or_group)
-        )
         config = copy.deepcopy(self._base(choices))
-        values = [override for override in parsed if not self._is_group(override.key_or_group)]
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         task = config.hydra.overrides.task
         task.clear()
@@ -75,11 +96,23 @@ class SweepComposer:
             task.append(text)
         names = config.hydra.job.config.override_dirname
         config.hydra.job.override_dirname = get_overrides_dirname(
-            overrides=parsed, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
+            overrides=[self._parse(text) for text in overrides],
+            kv_sep=names.kv_sep,
+            item_sep=names.item_sep,
+            exclude_keys=names.exclude_keys,
         )
         # What the sweep has resolved since, e.g. the time in its folder's name, holds for all its jobs.
         OmegaConf.copy_cache(from_config=self._master, to_config=config)
         return config
+
+    def _split(self, overrides: Sequence[str]) -> tuple[tuple[str, ...] | None, list[Override]]:
+        """Tell choices of groups from values; None for the choices if Hydra has to compose all of it."""
+        parsed = [self._parse(text) for text in overrides]
+        if self._files is None or not all(self._is_plain(override) for override in parsed):
+            return None, []
+        by_text = zip(overrides, parsed, strict=True)
+        choices = tuple(text for text, override in by_text if self._is_group(override.key_or_group))
+        return choices, [override for override in parsed if not self._is_group(override.key_or_group)]
 
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         """Let Hydra compose a set of choices; a refusal is remembered too, since many jobs may share it."""
@@ -114,3 +147,9 @@ class SweepComposer:
         if key not in self._groups:
             self._groups[key] = self._files is not None and self._files.group_exists(key)
         return self._groups[key]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config

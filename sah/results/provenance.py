@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def collect(
         "overrides": [redacted_argument(override) for override in overrides],
         "seed": seed,
         "checkpoint_hash": checkpoint_hash,
-        "git": git_state(folder or Path(sah.__file__).parent),
+        "git": _git_state_at_first(folder or Path(sah.__file__).parent),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
         "hardware": {**hardware(), "threads": threads},
@@ -68,6 +69,7 @@ def collect(
     return {**entries, **redacted(plain_json(extra or {}))}
 
 
+@cache
 def package_version(name: str) -> str | None:
     """Look up an installed distribution.
 
@@ -99,6 +101,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     return {"commit": commit.strip() if commit else None, "dirty": bool(status.strip())}
+
+
+@cache
+def _git_state_at_first(folder: Path) -> dict[str, Any] | None:
+    """Return the state when it was first asked for: the process runs the code of then, and asking takes a while."""
+    return git_state(folder)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

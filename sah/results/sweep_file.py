@@ -17,6 +17,10 @@ SWEEP_FILE = "multirun.yaml"
 class RedactSweepFile(Callback):
     """Hides secrets in the file before the first job of a sweep runs, and at its end where jobs run elsewhere."""
 
+    def __init__(self) -> None:
+        self._seen: dict[Path, int] = {}
+        """When each file that was looked at was last written, in ns: reading one takes as long as a small job."""
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Redact the file; in a single run there is none.
 
@@ -24,7 +28,10 @@ class RedactSweepFile(Callback):
             config: The job's config.
             **kwargs: Not used.
         """
-        redact_sweep_file(Path(config.hydra.sweep.dir) / SWEEP_FILE)
+        path = Path(config.hydra.sweep.dir) / SWEEP_FILE
+        if path.is_file() and self._seen.get(path) != path.stat().st_mtime_ns:
+            redact_sweep_file(path)
+            self._seen[path] = path.stat().st_mtime_ns
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Redact the file if no job of this process did.

@@ -13,6 +13,7 @@ from sah.errors import SahError, StateError
 from sah.results.rows import PredictionRow, row_key
 from sah.runners.point import Arm, Point
 from sah.runners.progress import answers_bar
+from sah.runners.open_files import allow_open_files
 from sah.runners.session import Session
 from sah.runners.work import ContextWork, GroupSpec, GroupWorker, Outcome, Setting
 from sah.runners.workers.base import Workers
@@ -97,6 +98,8 @@ def run_group(
         StateError: If rows cannot be written. All rows before are safe.
     """
     with ExitStack() as stack:
+        # Every sparse store is held open: its lock and its rows.
+        allow_open_files(2 * len(group.points) + 256)
         sink = RowSink(group, session, provenance_of, stack)
         works = group.works()
         if not works:

@@ -103,14 +103,13 @@ def run_experiment(
     tracker = create_tracker(experiment.tracker)
     tracker.start(run_info(point, config, context.folder, context.sweep))
     try:
-        provenance = point_provenance(point, context.overrides)
         group = Group((point,))
-        run_group(group, session, lambda _: provenance)
+        run_group(group, session, lambda _: point_provenance(point, context.overrides))
         if point.main.store.id in session.errors:
             raise session.errors[point.main.store.id]
         try:
             if experiment.timing:
-                time_point(point, group.run, session, provenance)
+                time_point(point, group.run, session, point_provenance(point, context.overrides))
         finally:
             metrics = score_point(point)
             log_point(tracker, point, metrics)

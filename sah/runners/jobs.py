@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import cached_property, partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -67,7 +67,8 @@ def compose_jobs(composer: SweepComposer, batch: Mapping[int, Sequence[str]]) ->
     for number, overrides in batch.items():
         try:
             check_choices(overrides)
-            with _as_running(composer.compose(overrides, number)) as config:
+            config = composer.compose_task(overrides, number)
+            with _as_running(partial(composer.compose, overrides, number)):
                 jobs.append(Job(number, tuple(overrides), build_experiment(config), plain_config(config)))
         except ConfigError as error:
             mistakes[number] = error.mistakes or (str(error),)
@@ -130,20 +131,29 @@ def _where(numbers: Sequence[int], batch: Mapping[int, Sequence[str]], common: I
     return f"In {points} {', '.join(named)}{f' and {more} more' if more else ''}."
 
 
+class _HydraOfJob:
+    """Stands for what Hydra knows of a job while its values are resolved; composed if a value asks for it."""
+
+    def __init__(self, compose: Callable[[], DictConfig]) -> None:
+        self._compose = compose
+
+    @cached_property
+    def hydra(self) -> Any:
+        """Hydra's own part of the job's config, as it is while the job runs."""
+        config: Any = self._compose()
+        folder = os.path.join(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = os.path.abspath(folder)
+        return config.hydra
+
+
 @contextmanager
-def _as_running(config: DictConfig) -> Iterator[DictConfig]:
-    """Give a job's config as its task function will see it: Hydra's part is reached by `${hydra:...}` alone."""
-    own: Any = config.hydra
-    folder = os.path.join(str(own.sweep.dir), str(own.sweep.subdir))
-    with read_write(own.runtime), open_dict(own.runtime):
-        own.runtime.output_dir = os.path.abspath(folder)
-    with read_write(config), open_dict(config):
-        del config["hydra"]
+def _as_running(compose: Callable[[], DictConfig]) -> Iterator[None]:
+    """Let `${hydra:...}` find what it will find when the job runs."""
     instance: Any = HydraConfig.instance()
     before = instance.cfg
-    # `set_config` would copy all of it, which takes as long as composing.
-    instance.cfg = SimpleNamespace(hydra=own)
+    instance.cfg = _HydraOfJob(compose)
     try:
-        yield config
+        yield
     finally:
         instance.cfg = before

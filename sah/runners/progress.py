@@ -38,12 +38,11 @@ def answers_bar(answers: int, contexts: int) -> Iterator[Callable[[int, str | No
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(f"context 0/{contexts}", total=answers)
-        begun = 0
+        begun: set[str] = set()  # one may be begun again, when a worker died over it
 
         def advance(number: int, context: str | None) -> None:
-            nonlocal begun
             if context is not None:
-                begun += 1
-            progress.update(task, advance=number, description=f"context {begun}/{contexts}")
+                begun.add(context)
+            progress.update(task, advance=number, description=f"context {len(begun)}/{contexts}")
 
         yield advance

@@ -12,7 +12,7 @@ from hydra.core.utils import env_override
 from rich.console import Console
 
 from sah.config.launcher import LauncherOptions
-from sah.errors import ConfigError, SahError, StateError, WorkerError
+from sah.errors import ConfigError, SahError, StateError
 from sah.report.plan import print_plan
 from sah.report.table import print_lines
 from sah.runners import job as this_process
@@ -89,16 +89,12 @@ def run_groups(plan: Plan, session: Session, options: LauncherOptions) -> None:
         _log.info("Group %d of %d: %s, points: %d", number, len(plan.busy), named, len(group.points))
         try:
             _run(group, plan, session, workers)
-        except (ConfigError, WorkerError):
-            raise  # the jobs would compute everything in this process instead
-        except StateError as error:
-            if isinstance(error.__cause__, OSError):
-                raise  # no other group could be written either
-            _log.error("%s: %s", named, error)
-        except SahError as error:
-            _log.error("%s: %s", named, error)
-        except Exception:
-            _log.error("%s: %s", named, traceback.format_exc())
+        except Exception as error:
+            full = isinstance(error, StateError) and isinstance(error.__cause__, OSError)
+            if full or workers is not None or isinstance(error, ConfigError):
+                # No other group could be written either, or the jobs would compute everything in this process instead.
+                raise
+            _log.error("%s: %s", named, error if isinstance(error, SahError) else traceback.format_exc())
 
 
 def _run(group: Group, plan: Plan, session: Session, workers: Workers | None) -> None:

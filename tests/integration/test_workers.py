@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,7 +43,7 @@ from sah.runners.workers.messages import (
     work_through,
 )
 from sah.runners.workers.ray import RayWorkers
-from sah.runners.workers.shard import ShardReader, make_file, run_shard
+from sah.runners.workers.shard import ShardReader, ShardStopped, make_file, run_shard
 from sah.runners.workers.slurm import SlurmWorkers
 from tests.integration.conftest import Work
 from tests.integration.groups import SETTINGS, experiments, run_settings
@@ -173,6 +174,27 @@ def test_a_shard_that_nobody_waits_for_stops(tmp_path: Path, work: Work, monkeyp
     assert rows_of(ShardReader(tmp_path / "0.jsonl.taken").read()) == []
 
 
+def test_a_shard_whose_time_is_up_makes_no_failed_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = group_of(("masker=topk",))
+    path = tmp_path / "0.jsonl"
+    make_file(path, group.spec())
+    prefill, calls = ModelAdapterHF.prefill, itertools.count(1)
+
+    def announced(self: ModelAdapterHF, context: str) -> Any:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return prefill(self, context)
+
+    monkeypatch.setattr(ModelAdapterHF, "prefill", announced)
+    before = signal.getsignal(signal.SIGUSR2)
+    with pytest.raises(ShardStopped):
+        run_shard(group.spec(), group.works(), path)
+    assert signal.getsignal(signal.SIGUSR2) is before
+    messages = ShardReader(path).read()
+    assert [row.status for _, row in rows_of(messages)] == ["ok", "ok"]
+    assert messages[-1] == Begun(group.works()[1].example.key)
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_context_is_given_up_after_so_many_deaths(retries: int, caplog: pytest.LogCaptureFixture) -> None:
     group = group_of(("masker=topk",))
@@ -227,6 +249,13 @@ def test_a_backend_that_is_not_installed_names_its_extra(
     with pytest.raises(ConfigError) as refused:
         create_workers(LauncherOptions(backend=backend))
     assert f"pip install '{extra}'" in str(refused.value) and f"hydra.launcher.backend={backend}" in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:10001", "nonsense"])
+def test_an_address_without_a_cluster_is_told_at_once(address: str) -> None:
+    with pytest.raises(WorkerError) as refused:
+        run_settings(("masker=topk",), workers=RayWorkers(1, 0, RayOptions(address=address)))
+    assert f"hydra.launcher.ray.address={address!r}" in str(refused.value) and "auto" in str(refused.value)
 
 
 def test_backends_by_name() -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sah.config.launcher import PREFIX, RayOptions
-from sah.errors import WorkerError, bad_value, missing_extra
+from sah.errors import WorkerError, missing_extra
 from sah.runners.session import Session
 from sah.runners.work import ContextWork, GroupSpec, GroupWorker
 from sah.runners.workers.base import Sink
 from sah.runners.workers.losses import Losses
 from sah.runners.workers.messages import Answered, Broken, LogRelay, Started, Told, decode, encode, work_through
+from sah.runners.workers.ray_cluster import RayCluster
 
 _log = logging.getLogger(__name__)
 
@@ -53,56 +53,14 @@ class RayWorkers:
             WorkerError: If the cluster cannot be had, has no room for the workers, or they do not come up.
             StateError: If the sink cannot write.
         """
-        self._connect()
-        resources = self._resources()
+        cluster = RayCluster(self._ray, self._options)
+        cluster.connect()
+        resources = cluster.check_room(self._workers)
         crew = _Crew(self._ray, spec, resources, min(self._workers, len(works)))
         try:
             _Round(self._ray, crew, works, sink, Losses(spec, sink, self._retries, "Ray worker")).run()
         finally:
             crew.dismiss()
-
-    def _connect(self) -> None:
-        ray = self._ray
-        if ray.is_initialized():
-            return
-        address = self._options.address
-        starts = address is None or address == "local"
-        given = {"include_dashboard": False, **self._options.init} if starts else self._options.init
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            ray.init(address=address or "local", **given)
-        except (ConnectionError, ValueError, TypeError, RuntimeError, OSError) as error:
-            key = f"{PREFIX}.ray.address"
-            raise WorkerError(
-                f"{key}={address!r} with {PREFIX}.ray.init={self._options.init}: Ray cannot be had: {error}\n"
-                f"Allowed: null to start it on this machine, auto, or the address of a cluster. "
-                f"Write for example: {key}=auto"
-            ) from error
-
-    def _resources(self) -> dict[str, float]:
-        """Say what a worker takes, after checking that the cluster has it: Ray itself would wait for ever."""
-        ray, options = self._ray, self._options
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        total = ray.cluster_resources()
-        asked = options.num_cpus
-        if asked is None:
-            asked = 1.0 / max(1, math.ceil(self._workers / max(total.get("CPU", 1.0), 1.0)))
-        needs = {"num_cpus": ("CPU", asked), "num_gpus": ("GPU", options.num_gpus)}
-        for key, (kind, amount) in needs.items():
-            largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
-            if amount > largest:
-                whole = f"{PREFIX}.ray.{key}"
-                allowed = f"at most {largest:g}, the {kind}s of the cluster's largest machine"
-                raise WorkerError(str(bad_value(whole, amount, allowed, f"{whole}={largest:g}")))
-        places = sum(_places(node, [need for need in needs.values() if need[1] > 0]) for node in nodes)
-        if self._workers > places:
-            allowed = (
-                f"at most {places:g}, since each worker takes {asked:g} CPUs and {options.num_gpus:g} GPUs and the "
-                f"cluster has {total.get('CPU', 0.0):g} and {total.get('GPU', 0.0):g}"
-            )
-            key = f"{PREFIX}.workers"
-            raise WorkerError(str(bad_value(key, self._workers, allowed, f"{key}={places:g}")))
-        return {"num_cpus": asked, "num_gpus": options.num_gpus}
 
 
 class Actor:
@@ -250,12 +208,10 @@ class _Round:
         self._sink.end(work)
 
 
-def _places(node: Mapping[str, float], needs: Sequence[tuple[str, float]]) -> float:
-    return min((math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs), default=math.inf)
-
-
 def _reason(error: Exception) -> str:
-    """Shorten what Ray says of a death to the lines that tell why."""
+    """Take from what Ray says of a death the part that tells why: its own advice is a page long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "exit" in line] or lines
+    if "creation task" in lines[0]:
+        return f"It could not be made: {lines[-1][:600]}"
+    telling = [line.partition(" Some common causes")[0] for line in lines if "exit" in line] or lines
     return " ".join(telling)[:600]

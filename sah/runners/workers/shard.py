@@ -57,11 +57,19 @@ def run_shard(spec: GroupSpec, works: Sequence[ContextWork], path: Path) -> None
 
     Raises:
         StateError: If the file cannot be written.
+        ShardStopped: If SLURM announces the job's end. What was told stands in the file.
     """
     # submitit would make an exception of it, which a row of the answer at work would then tell of.
-    signal.signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")), _stop)
-    if not path.exists():
-        return
+    number = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
+    before = signal.signal(number, _stop)
+    try:
+        if path.exists():
+            _answer(spec, works, path)
+    finally:
+        signal.signal(number, before)
+
+
+def _answer(spec: GroupSpec, works: Sequence[ContextWork], path: Path) -> None:
     lines, size, newline_missing = read_json_lines(path)
     told = [decode(line) for _, line in lines if POINTS not in line]
     file = LineFile(path, size, newline_missing)
@@ -127,8 +135,10 @@ class ShardReader:
                 parsed = json.loads(line)
                 if POINTS in parsed:
                     self.points = list(parsed[POINTS])
-                else:
+                elif self.points:
                     messages.append(decode(parsed))
+                else:
+                    raise StateError("the ids of the points do not stand before it")
             except (ValueError, StateError) as error:
                 raise broken_line(self.path, self._line, str(error)) from error
         return messages

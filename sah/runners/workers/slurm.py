@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
-import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sah.config.launcher import PREFIX, SlurmOptions
-from sah.errors import StateError, WorkerError, missing_extra
+from sah.errors import WorkerError, missing_extra
 from sah.results.files import storage_error
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow, row_key
 from sah.runners.work import ContextWork, GroupSpec
 from sah.runners.workers.base import Sink
+from sah.runners.workers.leftovers import find_leftovers
 from sah.runners.workers.losses import Losses
-from sah.runners.workers.messages import Answered, Begun, Broken, Ended, LogRelay, Message, Started, Told
-from sah.runners.workers.shard import ShardReader, make_file, run_shard
-
-_log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.2
-"""Between two looks at the files of the jobs; SLURM itself is asked by submitit, at most once a minute."""
-
-LAST_SECONDS = 10.0
-"""How long the end of jobs is waited for that have told everything."""
+from sah.runners.workers.slurm_jobs import SlurmJobs
 
 FOLDER = "slurm"
 """Below `output_dir`, where no other folder is named: the same for every run, so that the next one finds it."""
 
 _FILES = "rows"
-_PATTERN = "*.jsonl*"
-_TAKEN = ".taken"
 
 
 class SlurmWorkers:
@@ -74,7 +60,7 @@ class SlurmWorkers:
         """
         folder = self._folder(spec)
         files = folder / _FILES
-        left = _leftovers(files, spec)
+        left = find_leftovers(files, spec)
         try:
             pending = [rest for work in works if (rest := _begin(work, spec, sink, left.rows)) is not None]
         except BaseException:
@@ -92,7 +78,7 @@ class SlurmWorkers:
         lock = WriterLock(own)
         lock.acquire()
         try:
-            jobs = _Jobs(executor, own, spec, sink, Losses(spec, sink, self._retries, "SLURM job"))
+            jobs = SlurmJobs(executor, own, spec, sink, Losses(spec, sink, self._retries, "SLURM job"))
             try:
                 for number in range(min(self._workers, len(pending))):
                     jobs.send(pending[number :: self._workers])
@@ -142,7 +128,7 @@ class SlurmWorkers:
 
 
 def _begin(
-    work: ContextWork, spec: GroupSpec, sink: Sink, found: dict[tuple[str, str], PredictionRow]
+    work: ContextWork, spec: GroupSpec, sink: Sink, found: Mapping[tuple[str, str], PredictionRow]
 ) -> ContextWork | None:
     """Take a context for work, after giving the sink what an earlier run's jobs have answered."""
     rest = sink.begin(work)
@@ -156,201 +142,3 @@ def _begin(
     if left is None:
         sink.end(rest)
     return left
-
-
-@dataclass
-class _Leftovers:
-    """What killed runs have left of the points at hand."""
-
-    rows: dict[tuple[str, str], PredictionRow] = field(default_factory=dict)
-    """(id of the point, key of the row) to a row with an answer."""
-
-    folders: list[tuple[WriterLock, Path, bool]] = field(default_factory=list)
-    """The folders that they lie in, each with its lock and whether it holds nothing else."""
-
-    def release(self, remove: bool = False) -> None:
-        """Give the folders back, or remove them, when the sink has what they hold."""
-        for lock, folder, ours in self.folders:
-            lock.release()
-            if ours and remove:
-                shutil.rmtree(folder, ignore_errors=True)
-        self.folders.clear()
-
-
-def _leftovers(files: Path, spec: GroupSpec) -> _Leftovers:
-    found = _Leftovers()
-    mine = {setting.point_id for setting in spec.settings}
-    for folder in sorted(files.glob("*/")):
-        # One without files may be about to be locked by the run that has just made it.
-        if not any(folder.glob(_PATTERN)):
-            continue
-        lock = WriterLock(folder)
-        try:
-            lock.acquire()
-        except StateError:
-            continue  # its run is alive
-        known: set[str] = set()
-        rows: dict[tuple[str, str], PredictionRow] = {}
-        for path in sorted(folder.glob(_PATTERN)):
-            reader = ShardReader(_take_away(path))
-            try:
-                messages = reader.read()
-            except StateError as error:
-                _log.warning("%s Its answers are computed again.", error)
-                continue
-            known.update(reader.points)
-            for message in messages:
-                if isinstance(message, Answered) and isinstance(message.outcome, PredictionRow):
-                    point = reader.points[message.setting]
-                    if point in mine and message.outcome.status == "ok":
-                        rows[point, message.outcome.key] = message.outcome
-        if known & mine:
-            _log.info("%d answers of jobs whose run was ended are taken over from %s.", len(rows), folder)
-        found.rows.update(rows)
-        found.folders.append((lock, folder, known <= mine))
-    return found
-
-
-def _take_away(path: Path) -> Path:
-    """Rename a shard's file, so that a job that still writes it stops."""
-    if path.suffix == _TAKEN:
-        return path
-    taken = path.with_name(path.name + _TAKEN)
-    with contextlib.suppress(OSError):
-        path.rename(taken)
-        return taken
-    return path
-
-
-@dataclass
-class _Shard:
-    """A job at work."""
-
-    job: Any
-    reader: ShardReader
-    works: dict[str, ContextWork]
-    """Key to context, of those that have not ended."""
-
-    started: bool = False
-    at_work: str | None = None
-    """The context that the job was last heard to begin."""
-
-
-class _Jobs:
-    """The jobs of a group."""
-
-    def __init__(self, executor: Any, folder: Path, spec: GroupSpec, sink: Sink, losses: Losses) -> None:
-        self._executor = executor
-        self._folder = folder
-        self._spec = spec
-        self._sink = sink
-        self._losses = losses
-        self._log = LogRelay()
-        self._sent = 0
-        self._shards: list[_Shard] = []
-
-    def send(self, works: Sequence[ContextWork]) -> None:
-        """Send one job for some contexts that the sink has begun."""
-        path = self._folder / f"{self._sent}.jsonl"
-        make_file(path, self._spec)
-        self._sent += 1
-        try:
-            job = self._executor.submit(run_shard, self._spec, list(works), path)
-        except OSError as error:
-            raise storage_error("write", self._folder.parent.parent, error, "All rows are safe.") from error
-        except Exception as error:  # submitit has an error of its own for each way in which sbatch fails
-            raise WorkerError(
-                f"{PREFIX}.slurm: the job could not be sent: {error}\nSee the options of {PREFIX}.slurm and "
-                f"what the cluster allows, e.g. {PREFIX}.slurm.partition."
-            ) from error
-        _log.info("Job %s answers %d contexts; its log is %s.", job.job_id, len(works), job.paths.stderr)
-        self._shards.append(_Shard(job, ShardReader(path), {work.example.key: work for work in works}))
-
-    def follow(self) -> None:
-        """Bring rows to the sink until all contexts have ended or are given up."""
-        ended: list[Any] = []
-        while self._shards:
-            for shard in list(self._shards):
-                # Asked before reading: what is told between the two must not be taken for unsaid.
-                done = shard.job.done()
-                self._read(shard)
-                if done or not shard.works:
-                    self._shards.remove(shard)
-                    ended.append(shard.job)
-                    self._lost(shard)
-            if self._shards:
-                time.sleep(POLL_SECONDS)
-        _tidy(ended)
-
-    def cancel(self) -> None:
-        """End the jobs that are at work."""
-        for shard in self._shards:
-            with contextlib.suppress(Exception):  # its own end may come first; an error at work must not be hidden
-                shard.job.cancel(check=False)
-        self._shards.clear()
-
-    def _read(self, shard: _Shard) -> None:
-        for message in shard.reader.read():
-            self._handle(shard, message)
-
-    def _handle(self, shard: _Shard, message: Message) -> None:
-        match message:
-            case Started():
-                shard.started = True
-                self._losses.started()
-            case Begun(context):
-                shard.at_work = context
-            case Answered(setting, outcome):
-                self._sink.add(setting, outcome)
-            case Ended(context):
-                shard.at_work = None
-                work = shard.works.pop(context, None)
-                if work is not None:
-                    self._sink.end(work)
-            case Told() as told:
-                self._log.tell(told)
-            case Broken(text):
-                raise WorkerError(f"A job of the group had to stop: {text}")
-
-    def _lost(self, shard: _Shard) -> None:
-        """Send what is left of a job that has ended; the context that it was at counts its end."""
-        if not shard.works:
-            return
-        reason = _reason(shard.job)
-        again: list[ContextWork] = []
-        for key, work in shard.works.items():
-            rest = self._losses.died(work, reason) if key == shard.at_work else self._sink.remaining(work)
-            if rest is None:
-                self._sink.end(work)
-            else:
-                again.append(rest)
-        if not again:
-            return
-        if not shard.started:
-            self._losses.start_failed(reason)
-        # Last, so that the others come first if it ends this job as well.
-        again.sort(key=lambda work: work.example.key == shard.at_work)
-        self.send(again)
-
-
-def _tidy(jobs: Sequence[Any]) -> None:
-    """Wait a little for jobs that have told everything, and remove the copies of all contexts that submitit keeps.
-
-    Their logs stay.
-    """
-    until = time.monotonic() + LAST_SECONDS
-    while time.monotonic() < until and not all(job.done() for job in jobs):
-        time.sleep(POLL_SECONDS)
-    for job in jobs:
-        with contextlib.suppress(OSError):
-            job.paths.submitted_pickle.unlink(missing_ok=True)
-            job.paths.result_pickle.unlink(missing_ok=True)
-
-
-def _reason(job: Any) -> str:
-    try:
-        said = job.paths.stderr.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        said = []
-    last = f"It last said: {said[-1][:300]} " if said else ""
-    return f"{last}See {job.paths.stderr}"

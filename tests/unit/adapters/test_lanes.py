@@ -15,7 +15,7 @@ import transformers
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from sah.adapters import lane_products
+from sah.adapters import lane_model, lane_products
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, answer_lanes
@@ -33,8 +33,11 @@ from sah.sparse_attention import (
     StreamingLLMMaskerConfig,
     TopKMaskerConfig,
     TopPMaskerConfig,
+    efficient,
 )
+from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.randomness import LANES_KEY
+from sah.sparse_attention.shared import SharedStates
 from tests.support.attention import RECIPES
 from tests.support.lanes import (
     assert_agree,
@@ -84,7 +87,8 @@ def settings_of(own: ModelAdapterHF) -> list[ModelAdapterHF]:
         setting(own, [SinkMaskerConfig(), AdaptiveSamplingMaskerConfig(base_min=5, epsilon=0.3)]),
         setting(own, [DoubleSparsityTopKMaskerConfig(density=0.2, group_factor=4, label_bits=6)]),
         setting(own, [SinkMaskerConfig(), LocalMaskerConfig(window_size=8), MagicPigConfig(lsh_l=20, lsh_k=4)]),
-        setting(own, [TopKMaskerConfig(heavy_size=4, layers="1-"), QuestTopKMaskerConfig(heavy_size=6, layers=0),
+        setting(own, [TopKMaskerConfig(heavy_size=4, layers="1-"),
+                      QuestTopKMaskerConfig(heavy_size=6, selection="group", layers=0),
                       AdaptiveSamplingMaskerConfig(base_rate=6, guarantee="output", layers=1),
                       RandomSamplingMaskerConfig(sampling_rate=6, selection="group", layers=0)], seed=2),
     ]  # fmt: skip
@@ -106,14 +110,14 @@ def own() -> ModelAdapterHF:
 
 
 def test_forty_lanes_agree_with_each_alone(own: ModelAdapterHF) -> None:
-    """Questions of 1 to 40 tokens, answers of 1 to 8; each exception would have to be a tie."""
+    """Questions of 1 to 40 tokens, answers of 1 to 7; each exception would have to be a tie."""
     cache = own.prefill(ids_as_text(90, 0))
-    lanes = lanes_of(settings_of(own), [(1, 5), (40, 3), (6, 8)])
+    lanes = lanes_of(settings_of(own), [(1, 4), (40, 2), (6, 7)])
     lanes.insert(0, Lane(lanes[0].adapter, ids_as_text(17, 9), max_new_tokens=1))
     assert len(lanes) == 40
     alone = [run_alone(cache, lane) for lane in lanes]
     found = assert_agree(cache, lanes, alone)
-    assert found.steps == sum(len(run.answer.token_ids) for run in alone) > 190
+    assert found.steps == sum(len(run.answer.token_ids) for run in alone) > 150
 
 
 @pytest.mark.slow
@@ -176,15 +180,32 @@ def test_a_difference_that_is_no_tie_is_told(own: ModelAdapterHF, monkeypatch: p
     assert torch.allclose(changed[1].logits[:2], alone[1].logits[:2], atol=1e-4)
     assert not torch.allclose(changed[1].logits[2], alone[1].logits[2], atol=1e-2), "other tokens, other logits"
 
-    def one_off(draw: Any) -> Any:
-        return lambda *given, **more: draw(*given[:-2], {**given[-2], LANES_KEY: ["another"]}, given[-1], **more)
+    def as_others(masker: Any, changed: Callable[[list[Any]], list[Any]]) -> None:
+        """Let a masker choose by other arguments in company."""
+        choose = masker.add_indices
 
-    (*_, drawing) = random.sparse_attention.efficient.maskers  # type: ignore[union-attr]
-    monkeypatch.setattr(drawing, "add_mask", one_off(drawing.add_mask))
-    monkeypatch.setattr(drawing, "works_in_lanes", False)
-    monkeypatch.setattr(drawing, "add_indices", drawing.add_mask)
+        def add(*given: Any, **more: Any) -> Mask:
+            return choose(*(changed([*given]) if isinstance(given[1], SharedStates) else given), **more)
+
+        monkeypatch.setattr(masker, "add_indices", add)
+
+    maskers = [adapter.sparse_attention.efficient.maskers[-1] for adapter in (random, topk)]  # type: ignore[union-attr]
+    as_others(maskers[0], lambda given: [*given[:6], {**given[6], LANES_KEY: ["another"] * len(given[0])}, given[7]])
     with pytest.raises(AssertionError, match="scores no keys, so that nothing can tie"):
         assert_agree(cache, lanes, alone)
+    as_others(maskers[1], lambda given: [given[0] * -1, *given[1:]])
+    with pytest.raises(AssertionError, match="apart in head"):
+        assert_agree(cache, lanes[1:], alone[1:])
+    monkeypatch.undo()
+    exact = lane_model.attend_everything
+    monkeypatch.setattr(lane_model, "attend_everything", lambda *given, **more: exact(*given, **more) * 1.001)
+    with pytest.raises(AssertionError, match="a dense lane differs"):
+        assert_agree(cache, lanes[2:], alone[2:])
+    monkeypatch.undo()
+    exact_lists = efficient.attend_shared_lists
+    monkeypatch.setattr(efficient, "attend_shared_lists", lambda *given, **more: exact_lists(*given, **more) * 1.001)
+    with pytest.raises(AssertionError, match="keeps the same keys alone and in company"):
+        assert_agree(cache, lanes[1:2], alone[1:2])
 
 
 def test_samples_are_those_of_the_lane_alone_in_any_company(own: ModelAdapterHF) -> None:
@@ -196,16 +217,16 @@ def test_samples_are_those_of_the_lane_alone_in_any_company(own: ModelAdapterHF)
         [AdaptiveSamplingMaskerConfig(base_rate=9, epsilon=0.4)],
     ]
     settings = [setting(own, recipe, seed=3) for recipe in recipes]
-    lanes = lanes_of(settings, [(2, 6), (11, 1), (5, 6), (5, 3)])
+    lanes = lanes_of(settings, [(2, 4), (11, 1), (5, 2)])
     companies = {
         "forwards": lanes,
         "backwards": lanes[::-1],
-        "others only": [lane for lane in lanes if lane.max_new_tokens == 6],
-        "with dense lanes": [Lane(own, ids_as_text(9, 7), max_new_tokens=2), *lanes],
+        "none that ends early": [lane for lane in lanes if lane.max_new_tokens == 4],
+        "a dense lane first": [Lane(own, ids_as_text(9, 7), max_new_tokens=2), *lanes[:4], lanes[6]],
     }
     with end_tokens(own.model, [10**6]):
         drawn: set[tuple[float, ...]] = set()
-        for lane in (lanes[0], lanes[4], lanes[6], lanes[8]):
+        for lane in lanes[::3]:
             ids = own.prompts.question_ids(cache.prompt, lane.question)
             (identity,) = lane.adapter.new_meta_data(cache, ids)[LANES_KEY]
             with recorded_choices(lane.adapter, identity) as expected:
@@ -218,7 +239,7 @@ def test_samples_are_those_of_the_lane_alone_in_any_company(own: ModelAdapterHF)
                 assert found.keys() == expected.keys(), name
                 for place, choice in expected.items():
                     assert torch.equal(found[place].kept, choice.kept), f"{name}, {place}"
-        assert len(drawn) == 4, "lanes draw apart"
+        assert len(drawn) == 3
 
 
 @contextmanager
@@ -313,7 +334,7 @@ def test_answers_and_all_they_tell_are_those_alone(talking: Talking) -> None:
 def test_end_tokens_end_their_lane_alone(talking: Talking) -> None:
     own, cache, lanes, expected = talking
     first, second = (answer.token_ids[place] for answer, place in ((expected[0], 2), (expected[8], 1)))  # type: ignore[union-attr]
-    for value in (first, [10**6, second], [first, second]):
+    for value in (first, [10**6, second]):
         with end_tokens(own.model, value):
             alone = [answered(cache, lane) for lane in lanes]
             with widths(own.model) as seen:
@@ -339,11 +360,11 @@ MEMORY_ERRORS: dict[str, Callable[[], Exception]] = {
 def test_a_batch_shrinks_until_memory_suffices(kind: str, talking: Talking, caplog: pytest.LogCaptureFixture) -> None:
     own, cache, lanes, expected = talking
     before = snapshot(cache.past_key_values)
-    with widths(own.model, 4, MEMORY_ERRORS[kind]) as seen, caplog.at_level(logging.WARNING, "sah"):
-        assert_answers(list(answer_lanes(own, cache, lanes, PLENTY)), expected)
-    assert seen[:3] == [12, 6, 3]
-    assert max(seen[2:]) == 3
-    assert [record.args for record in caplog.records] == [(12, 6), (6, 3)]
+    with widths(own.model, 2, MEMORY_ERRORS[kind]) as seen, caplog.at_level(logging.WARNING, "sah"):
+        assert_answers(list(answer_lanes(own, cache, lanes[2:8], PLENTY)), expected[2:8])
+    assert seen[:3] == [6, 3, 2]
+    assert max(seen[2:]) == 2
+    assert [record.args for record in caplog.records] == [(6, 3), (3, 2)]
     assert same_cache(snapshot(cache.past_key_values), before)
 
 
@@ -387,12 +408,12 @@ def test_memory_that_does_not_suffice_for_one_lane_is_its_error(talking: Talking
 def test_width_follows_the_budget(talking: Talking) -> None:
     own, cache, lanes, expected = talking
     widest = []
-    for budget in (0, 300_000, 1_000_000, PLENTY):
+    for budget in (0, 1_000_000, 2_000_000, PLENTY):
         with widths(own.model) as seen:
-            assert_answers(list(answer_lanes(own, cache, lanes, budget)), expected)
+            assert_answers(list(answer_lanes(own, cache, lanes[:8], budget)), expected[:8])
         widest.append(max(seen))
     assert widest[0] == 1
-    assert widest[-1] == 12
+    assert widest[-1] == 8
     assert widest == sorted(set(widest)), "every budget its own width"
 
 
@@ -428,9 +449,19 @@ def test_what_a_lane_cannot_do_keeps_no_other_from_its_answer(
         found.append((number, expected[number]))
     assert_answers(found, expected)
     assert same_cache(snapshot(cache.past_key_values), before)
-    other = reads_ids(dense_adapter("qwen2")).prefill(ids_as_text(8, 0))
-    ((_, error),) = answer_lanes(own, other, [Lane(own, "12")], PLENTY)
+
+
+def test_a_context_of_another_model_is_refused(own: ModelAdapterHF) -> None:
+    """And says nothing on what this model can do."""
+    other = reads_ids(dense_adapter("qwen2"))
+    cache = other.prefill(ids_as_text(8, 0))
+    with pytest.raises(StateError, match="prefilled by"):
+        list(answer_lanes(own, cache, [Lane(own, "12")], PLENTY))
+    ((_, error),) = answer_lanes(other, cache, [Lane(own, "12")], PLENTY)
     assert isinstance(error, StateError)
+    with widths(own.model) as seen:
+        list(answer_lanes(own, own.prefill("11 12 13"), [Lane(own, "12", max_new_tokens=1)] * 3, PLENTY))
+    assert max(seen) == 3
 
 
 def test_nothing_is_left_behind(own: ModelAdapterHF) -> None:
@@ -452,7 +483,9 @@ def test_nothing_is_left_behind(own: ModelAdapterHF) -> None:
     assert cache.context_state.keys() == units.keys()
     assert all(cache.context_state[name] is part for name, part in state.items())
     assert all(torch.equal(cache.context_state[name].units, part) for name, part in units.items())
-    assert [set(i._global_mapping) for i in (AttentionInterface, AttentionMaskInterface)] == names
+    # Names of other tests' adapters may go meanwhile.
+    for interface, known in zip((AttentionInterface, AttentionMaskInterface), names, strict=True):
+        assert set(interface._global_mapping) <= known
     assert {config._attn_implementation for config, _ in own.loaded} == {"sdpa"}
     for adapter in settings:
         adapter.close()
@@ -484,7 +517,8 @@ def test_families(family: str) -> None:
 def test_special_attention(name: str, tmp_path: Path) -> None:
     """Sinks, soft caps, and windows on some layers or on all, longer and shorter than a context."""
     own = reads_ids(ModelAdapterHF(None, save_random(CONFIGS[name](), tmp_path)))
-    assert_family_agrees(own, (8, 40), [] if name == "mistral with windows" else FAMILY_RECIPES)
+    contexts = (8, 40) if name.startswith("mistral") else (40,)
+    assert_family_agrees(own, contexts, [] if name == "mistral with windows" else FAMILY_RECIPES)
 
 
 def test_lanes_that_cross_the_border_of_longrope_run_alone(tmp_path: Path) -> None:

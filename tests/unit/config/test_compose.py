@@ -103,6 +103,12 @@ def test_a_job_equals_hydras_own(kind: str, sweep: Sweep) -> None:
         assert list(OmegaConf.to_container(config, resolve=False)) == list(OmegaConf.to_container(expected))
         assert nodes(config) == nodes(expected)
         assert OmegaConf.get_cache(config) == OmegaConf.get_cache(expected) != {}
+        with open_dict(expected):
+            del expected["hydra"]
+        task = composer.compose_task(overrides, number)
+        assert OmegaConf.to_container(task, resolve=False) == OmegaConf.to_container(expected, resolve=False)
+        assert list(task) == list(expected) and nodes(task) == nodes(expected)
+        assert OmegaConf.get_cache(task) == OmegaConf.get_cache(expected)
 
 
 def test_overrides_of_the_sweep_itself_reach_every_job(sweep: Sweep, tmp_path: Path) -> None:
@@ -138,9 +144,9 @@ def test_a_refusal_is_hydras_own(overrides: list[str], sweep: Sweep) -> None:
     composer = SweepComposer(hydra.config_loader, master)
     with pytest.raises(HydraException) as expected:
         by_hydra(hydra, master, overrides, 0)
-    for _ in range(2):
+    for compose in (composer.compose, composer.compose_task):
         with pytest.raises(HydraException) as refused:
-            composer.compose(overrides, 0)
+            compose(overrides, 0)
         assert (type(refused.value), str(refused.value)) == (type(expected.value), str(expected.value))
         assert type(refused.value.__cause__) is type(expected.value.__cause__)
 
@@ -154,7 +160,11 @@ def test_jobs_share_nothing(sweep: Sweep) -> None:
         first.x.append(3)
         first.masker.topk.heavy_size = 7
         del first["hydra"]
-    assert composer.compose(overrides, 1) == by_hydra(hydra, master, overrides, 1)
+    task = composer.compose_task(["masker=topk"], 0)
+    task.masker.topk.heavy_size = 7
+    expected = by_hydra(hydra, master, overrides, 1)
+    assert composer.compose(overrides, 1) == expected
+    assert composer.compose_task(["masker=topk"], 1).masker == expected.masker
 
 
 def test_hydra_composes_what_is_common_once(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,117 @@
+"""What a killed run has left: answers that its jobs wrote and nobody has read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sah.errors import StateError
+from sah.results.lock import WriterLock
+from sah.results.rows import PredictionRow
+from sah.runners.work import GroupSpec
+from sah.runners.workers.messages import Answered
+from sah.runners.workers.shard import ShardReader
+
+_log = logging.getLogger(__name__)
+
+_PATTERN = "*.jsonl*"
+_TAKEN = ".taken"
+
+
+@dataclass
+class Leftovers:
+    """Answers of the points at hand."""
+
+    rows: dict[tuple[str, str], PredictionRow] = field(default_factory=dict)
+    """(id of the point, key of the row) to a row with an answer."""
+
+    folders: list[tuple[WriterLock, Path, bool]] = field(default_factory=list)
+    """The folders that they lie in, each with its lock and whether it holds nothing else."""
+
+    def release(self, remove: bool = False) -> None:
+        """Give the folders back.
+
+        Args:
+            remove: Whether the rows are safe elsewhere, so that folders with nothing else in them can go.
+        """
+        for lock, folder, ours in self.folders:
+            lock.release()
+            if ours and remove:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.folders.clear()
+
+
+def find_leftovers(files: Path, spec: GroupSpec) -> Leftovers:
+    """Take over what runs that are dead have left of a group's points.
+
+    A job that still writes for such a run stops, since its file is renamed. The folders of living runs, and those that
+    hold nothing of these points, are left alone.
+
+    Args:
+        files: The folder of all runs' folders.
+        spec: The group.
+
+    Returns:
+        The answers. `release` must follow.
+    """
+    found = Leftovers()
+    mine = {setting.point_id for setting in spec.settings}
+    for folder in sorted(files.glob("*/")):
+        # One without files may be about to be locked by the run that has just made it.
+        if not any(folder.glob(_PATTERN)):
+            continue
+        lock = WriterLock(folder)
+        try:
+            lock.acquire()
+        except StateError:
+            continue  # its run is alive
+        known = _points(folder)
+        if not known & mine:
+            lock.release()
+            continue
+        rows = _take(folder, mine)
+        _log.info("%d answers of jobs whose run was ended are taken over from %s.", len(rows), folder)
+        found.rows.update(rows)
+        found.folders.append((lock, folder, known <= mine))
+    return found
+
+
+def _points(folder: Path) -> set[str]:
+    """Say which points' answers lie in a folder; files that cannot be read are told of and stay."""
+    points: set[str] = set()
+    for path in folder.glob(_PATTERN):
+        reader = ShardReader(path)
+        try:
+            reader.read()
+        except StateError as error:
+            _log.warning("%s Its answers are computed again.", error)
+            points.add(path.name)  # no point's id, so that the folder is not taken for empty later
+        points.update(reader.points)
+    return points
+
+
+def _take(folder: Path, mine: set[str]) -> dict[tuple[str, str], PredictionRow]:
+    rows: dict[tuple[str, str], PredictionRow] = {}
+    for path in sorted(folder.glob(_PATTERN)):
+        reader = ShardReader(_renamed(path))
+        with contextlib.suppress(StateError):  # told of already
+            for message in reader.read():
+                if isinstance(message, Answered) and isinstance(message.outcome, PredictionRow):
+                    point = reader.points[message.setting]
+                    if point in mine and message.outcome.status == "ok":
+                        rows[point, message.outcome.key] = message.outcome
+    return rows
+
+
+def _renamed(path: Path) -> Path:
+    """Rename a shard's file, so that a job that still writes it stops."""
+    if path.suffix == _TAKEN:
+        return path
+    taken = path.with_name(path.name + _TAKEN)
+    with contextlib.suppress(OSError):
+        path.rename(taken)
+        return taken
+    return path

@@ -1,0 +1,85 @@
+"""Forty lanes of SmolLM2 over one context of 512 tokens: each gives the logits that it gives alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sah.adapters.factory import create_adapter
+from sah.adapters.huggingface import ModelAdapterHF
+from sah.adapters.lanes import Lane
+from sah.sparse_attention import (
+    AdaptiveSamplingMaskerConfig,
+    LocalMaskerConfig,
+    QuestTopKMaskerConfig,
+    RandomSamplingMaskerConfig,
+    SinkMaskerConfig,
+    StreamingLLMMaskerConfig,
+    TopKMaskerConfig,
+    TopPMaskerConfig,
+)
+from tests.e2e.test_agreement_smollm2 import NEEDLE, NOISE
+from tests.support.lanes import assert_agree, reads_ids, run_alone, setting
+from tests.support.models import end_tokens
+
+pytestmark = pytest.mark.e2e
+
+TOKENS, STEPS = 512, 8
+QUESTIONS = [
+    "Why",
+    "\nWhat is the special magic number for quiet-harbor mentioned in the provided text?",
+    "\nWhat colour is the sky?",
+    "\nRead the text above once more with care, leave out everything on grass, sky and sun, and then write down in one "
+    "short sentence which special magic number it gives, and for whom. The number is",
+]
+
+
+def settings_of(dense: ModelAdapterHF) -> list[ModelAdapterHF]:
+    """Those that `benchmarks/sweep.py` measures."""
+    recipes: list[list[Any] | None] = [
+        None,
+        *([TopKMaskerConfig(density=density)] for density in (0.02, 0.05, 0.1)),
+        *([QuestTopKMaskerConfig(density=density)] for density in (0.05, 0.1)),
+        [StreamingLLMMaskerConfig(density=0.1)],
+        [RandomSamplingMaskerConfig(density=0.1)],
+        [TopPMaskerConfig(top_p=0.9)],
+        [
+            SinkMaskerConfig(),
+            LocalMaskerConfig(window_size=32),
+            TopKMaskerConfig(heavy_size=0.02),
+            AdaptiveSamplingMaskerConfig(epsilon=0.1, delta=0.1),
+        ],
+    ]
+    return [setting(dense, recipe) for recipe in recipes]
+
+
+def test_forty_lanes_agree_with_each_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = create_adapter("embedded:smollm2-135m-instruct")
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    dense = reads_ids(loaded)
+    start = ids("Memorize the number.\n" + NOISE * 9 + NEEDLE)
+    context = (start + ids(NOISE * 20))[:TOKENS]
+    cache = dense.prefill(" ".join(map(str, context)))
+    assert cache.length == TOKENS
+    questions = [ids(question) for question in QUESTIONS]
+    assert [len(question) == 1 for question in questions] == [True, False, False, False]
+    lanes = [
+        Lane(own, " ".join(map(str, question)), max_new_tokens=STEPS)
+        for own in settings_of(dense)
+        for question in questions
+    ]
+    assert len(lanes) == 40
+    with end_tokens(dense.model, [10**6]):
+        alone = [run_alone(cache, lane) for lane in lanes]
+        assert len({tuple(run.answer.token_ids) for run in alone}) > 10, "settings and questions differ"
+        found = assert_agree(cache, lanes, alone)
+    with capsys.disabled():
+        print(f"\n{len(found.ties)} ties in {found.steps} steps: {found.ties}")
+    assert found.steps == 40 * STEPS
+    assert len(found.ties) <= max(1, 0.001 * found.steps)
+    loaded.close()
