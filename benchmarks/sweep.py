@@ -13,7 +13,7 @@ CPU time beside wall time; arms run in turn, medians over rounds. `--parts` choo
 - `workers`: the test that two Ray workers give the rows of one process.
 
 `--fast` takes a tiny random model and short contexts: it shows that everything runs, its figures mean nothing.
-`--write` puts the report into benchmarks/README.md.
+`--write` puts the report into benchmarks/README.md. With `--json FILE` parts can be measured apart, at quiet times.
 """
 
 from __future__ import annotations
@@ -76,28 +76,42 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="a tiny random model; its figures mean nothing")
     parser.add_argument("--rounds", type=int, default=3, help="times that each arm runs")
     parser.add_argument("--alone-rounds", type=int, default=2, help="rounds that hold the lanes one by one as well")
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--parts", choices=PARTS, nargs="*", default=list(PARTS))
     parser.add_argument("--no-copies", action="store_true", help="leave out the dense rows over copies of the context")
-    parser.add_argument("--json", type=Path, help="file to write all figures to, after every part")
+    parser.add_argument("--json", type=Path, help="file of all figures; parts that it holds are reported as well")
     parser.add_argument("--write", action="store_true", help=f"put the report into {PAGE.name}")
     options = parser.parse_args(arguments)
     if not 1 <= options.alone_rounds <= options.rounds:
         parser.error("--alone-rounds must be at least 1 and at most --rounds")
-    if options.write and (options.fast or set(options.parts) != set(PARTS)):
-        parser.error("--write takes the real thing, all parts of it")
+    if options.write and options.fast:
+        parser.error("--write takes the real thing")
     sizes = FAST if options.fast else REAL
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"about": _about(sizes, options)}
+    figures = _begun(options.json, _about(sizes, options))
+    if options.write and set(PARTS) - {*options.parts, *figures}:
+        parser.error("--write takes all parts; those that --json FILE holds already need not be measured again")
     for part in (part for part in PARTS if part in options.parts):
         _tell(part)
+        before = os.getloadavg()[0]
         figures[part] = _measure(part, sizes, options)
+        date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
+        figures["when"][part] = {"date": date, "load": [before, os.getloadavg()[0]]}
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    figures["about"]["load after"] = _load()
     report = "\n".join(report_lines(figures))
     print(report)
     if options.write:
         write_block(PAGE, BLOCK, f"```\n{report}\n```")
+
+
+def _begun(file: Path | None, about: dict[str, Any]) -> dict[str, Any]:
+    """Go on with the figures of a file, if it was written for the same sizes, machine and versions."""
+    if file is not None and file.exists():
+        figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if figures["about"] != about:
+            raise SystemExit(f"{file} holds figures of other conditions: {figures['about']}. Give another file.")
+        return figures
+    return {"about": about, "when": {}}
 
 
 def _measure(part: str, sizes: Sizes, options: argparse.Namespace) -> Any:
@@ -127,7 +141,6 @@ def _run_workers_test() -> dict[str, Any]:
 def _about(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
     machine = hardware()
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{machine['platform']}, {machine['cpu']}, {machine['cores_usable']} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}",
         "versions": ", ".join(
@@ -141,12 +154,7 @@ def _about(sizes: Sizes, options: argparse.Namespace) -> dict[str, Any]:
         "new_tokens": sizes.new_tokens,
         "rounds": options.rounds,
         "alone_rounds": options.alone_rounds,
-        "load before": _load(),
     }
-
-
-def _load() -> float:
-    return round(os.getloadavg()[0], 2)
 
 
 def _tell(text: str) -> None:

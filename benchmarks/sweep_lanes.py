@@ -163,6 +163,31 @@ class Sweep:
                 answers.append(lane.adapter.answer(self.cache, lane.question, max_new_tokens=lane.max_new_tokens))
         return answers, spent
 
+    def split(self, settings: Sequence[str]) -> dict[str, float]:
+        """Say where the wall time of lanes together goes, in seconds.
+
+        Returns:
+            `linear` (projections, MLPs, LM head), `attention` (between the projections of attention layers), of it
+            `choosing` and `attending` as the lanes report them, `other` in the model, `around` its calls, the `whole`.
+        """
+        modules = list(self.adapter.model.named_modules())
+        linear = [module for _, module in modules if isinstance(module, torch.nn.Linear)]
+        layers = [module for name, module in modules if name.endswith("self_attn")]
+        within = [part for layer in layers for part in layer.modules() if isinstance(part, torch.nn.Linear)]
+        with calls_of(linear) as products, calls_of(layers) as attention, calls_of(within) as projections:
+            run = self.together(settings)
+        choosing, attending = run.attention_of(range(len(run.answers)))
+        between = sum(attention.wall) - sum(projections.wall)
+        return {
+            "linear": sum(products.wall),
+            "attention": between,
+            "choosing": choosing,
+            "attending": attending,
+            "other": sum(run.calls.wall) - sum(products.wall) - between,
+            "around": run.wall - sum(run.calls.wall),
+            "whole": run.wall,
+        }
+
     @torch.no_grad()
     def copied(self, copies: int) -> list[list[int]]:
         """Answer the questions, each `copies` times, with the model alone: padded rows over copies of the context.
@@ -219,6 +244,13 @@ def endless(adapter: ModelAdapterHF) -> Iterator[None]:
 @contextmanager
 def model_calls(adapter: ModelAdapterHF) -> Iterator[Spent]:
     """Time every call of the model inside the `with` block; yields the times."""
+    with calls_of([adapter.model]) as calls:
+        yield calls
+
+
+@contextmanager
+def calls_of(modules: Sequence[torch.nn.Module]) -> Iterator[Spent]:
+    """Time every call of some modules, none of which holds another, inside the `with` block; yields the times."""
     calls = Spent()
     begun: list[tuple[float, float]] = []
 
@@ -230,7 +262,8 @@ def model_calls(adapter: ModelAdapterHF) -> Iterator[Spent]:
         calls.wall.append(time.perf_counter() - wall)
         calls.cpu.append(time.process_time() - cpu)
 
-    hooks = [adapter.model.register_forward_pre_hook(begin), adapter.model.register_forward_hook(end)]
+    hooks = [module.register_forward_pre_hook(begin) for module in modules]
+    hooks += [module.register_forward_hook(end) for module in modules]
     try:
         yield calls
     finally:
@@ -252,6 +285,7 @@ class LaneTimes:
     """Of all lanes, a round each."""
 
     alone_of: dict[str, Spent] = field(default_factory=lambda: {name: Spent() for name in SETTINGS})
+    splits: dict[str, dict[str, float]] = field(default_factory=dict)
     copied: Spent = field(default_factory=Spent)
     equal: int = 0
     """Lanes with the same tokens together and alone."""
@@ -293,6 +327,11 @@ def measure_lanes(sweep: Sweep, rounds: int, alone_rounds: int, copied: bool, te
         if number < alone_rounds:
             tell(f"round {number + 1} of {rounds}, one by one")
             _measure_alone(sweep, times)
+    tell("where the time goes")
+    times.splits = {
+        "lanes of all settings": sweep.split(names),
+        "as many dense lanes": sweep.split([DENSE] * len(names)),
+    }
     if copied:
         tell("dense rows over copies of the context")
         with times.copied.measure():

@@ -23,6 +23,7 @@ def lanes_figures(times: LaneTimes) -> Figures:
         "lanes": times.lanes,
         "equal": times.equal,
         "copied_equal": times.copied_equal,
+        "splits": times.splits,
         "prefill": _both(times.prefill),
         "alone": _both(times.alone),
         "together": _runs(times.together),
@@ -89,9 +90,11 @@ class Target:
 def report_lines(figures: Figures) -> Iterator[str]:
     """Write everything that was measured."""
     about = figures["about"]
-    yield f"{about['date']}, {about['machine']}"
+    yield about["machine"]
     yield f"Python {about['python']}, {about['versions']}, one thread, float32"
-    yield f"load of the machine before {about['load before']}, after {about['load after']}"
+    for part, when in figures["when"].items():
+        before, after = when["load"]
+        yield f"{part}: {when['date']} UTC, load of the machine {before:.1f} before, {after:.1f} after"
     yield f"{about['model']}, {about['new_tokens']} new tokens a lane"
     if about["fast"]:
         yield "the fast form: it shows that everything runs, its figures mean nothing"
@@ -192,15 +195,15 @@ def _lanes(lanes: Figures, about: Figures) -> Iterator[str]:
 
 def _split(lanes: Figures) -> Iterator[str]:
     """Say where the time of all lanes goes."""
-    yield f"{'where the wall time goes':28}{'s':>7}{'model':>9}{'choosing':>9}{'attending':>10}{'around':>8}"
-    yield f"{'':28}{'':>7}{'without':>9}{'keys':>9}{'':>10}{'model':>8}"
-    for name, run in (("lanes of all settings", lanes["together"]), ("as many dense lanes", lanes["dense_lanes"])):
-        selection, attention = run["selection_wall"], run["attention_wall"]
-        model, around = run["calls"]["wall"] - selection - attention, run["wall"] - run["calls"]["wall"]
-        parts = (model, selection, attention, around)
-        yield f"{name:28}{run['wall']:7.2f}" + "".join(
-            f"{part / run['wall']:{width}.0%}" for part, width in zip(parts, (9, 9, 10, 8), strict=True)
-        )
+    yield f"{'where the wall time goes':33}{'linear':>9}{'between':>13}{'of it':>10}{'':11}{'rest of':>9}{'around':>9}"
+    yield (
+        f"{'(a run of its own)':26}{'s':>7}{'layers':>9}{'projections':>13}{'choosing':>10}{'attending':>11}"
+        f"{'model':>9}{'model':>9}"
+    )
+    columns = {"linear": 9, "attention": 13, "choosing": 10, "attending": 11, "other": 9, "around": 9}
+    for name, split in lanes["splits"].items():
+        parts = "".join(f"{split[part] / split['whole']:{width}.0%}" for part, width in columns.items())
+        yield f"{name:26}{split['whole']:7.2f}{parts}"
 
 
 def _settings(lanes: Figures) -> Iterator[str]:

@@ -7,7 +7,7 @@ context for all their rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from sah.adapters import attention_switch as switch
 from sah.adapters.lane_cache import LaneCache
 from sah.adapters.lane_products import CommonProducts
 from sah.adapters.lane_rows import LaneRows, LaneSetting
-from sah.sparse_attention.kernels.shared import attend_everything
+from sah.sparse_attention.kernels.shared import attend_everything, rows_at_once
 from sah.sparse_attention.lanes import LaneSeconds
+from sah.sparse_attention.shared import SharedStates
 from sah.sparse_attention.times import now
 
 if TYPE_CHECKING:
@@ -165,16 +166,38 @@ def _attention(
         keys, values = common.states(group)
         mine = queries[group.rows]
         attention, states = group.setting.attention, group.setting.states
+        begun = now(query.device)[0]
         if attention is not None and states is not None:
             found = attention.attend_lanes(module, mine, keys, values, scaling, states, layer_idx=layer_idx, **kwargs)
         else:
-            begun = now(query.device)[0]
-            window = None if full else kwargs["sliding_window"]
-            found = attend_everything(
-                mine, keys, values, scaling, window=window, sinks=kwargs.get("s_aux"), softcap=kwargs.get("softcap")
-            ).squeeze(2)
+            found = _attend_densely(mine, keys, values, scaling, None if full else kwargs["sliding_window"], kwargs)
             group.setting.seconds.add(group.lanes, 0.0, now(query.device)[0] - begun)
         output[group.rows] = found
         common.remember(group, keys)
     output += common.deferred_output()
     return output[None].to(query.dtype), None
+
+
+def _attend_densely(
+    queries: torch.Tensor,
+    keys: SharedStates,
+    values: SharedStates,
+    scaling: float,
+    window: int | None,
+    special: Mapping[str, Any],
+) -> torch.Tensor:
+    """Attend to every key, or those of a window, in pieces of rows whose logits are bounded; (rows, heads, dim)."""
+    step = rows_at_once(queries.shape[1], keys.shape[2])
+    found = [
+        attend_everything(
+            queries[start : start + step],
+            keys.of_rows(slice(start, start + step)),
+            values.of_rows(slice(start, start + step)),
+            scaling,
+            window=window,
+            sinks=special.get("s_aux"),
+            softcap=special.get("softcap"),
+        )
+        for start in range(0, len(queries), step)
+    ]
+    return torch.cat(found).squeeze(2)

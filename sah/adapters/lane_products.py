@@ -14,7 +14,7 @@ import torch
 from sah.adapters.lane_cache import LaneLayer
 from sah.adapters.lane_rows import LaneRows
 from sah.sparse_attention.kernels.scores import attention_logits
-from sah.sparse_attention.kernels.shared import know_logits, shared_output
+from sah.sparse_attention.kernels.shared import shared_output
 from sah.sparse_attention.shared import Deferred, SharedStates
 from sah.sparse_attention.times import now
 
@@ -68,14 +68,14 @@ class CommonProducts:
         keys, values = (group.states(self._layer, which, device) for which in (0, 1))
         if self._weights is None or not any(group is one for one in self._asking):
             return keys, values
-        know_logits(self._queries[group.rows], keys, self._scaling, self._logits[group.rows.start])
+        keys.known.put(self._queries[group.rows], self._logits[group.rows.start])
         self._deferred.append(Deferred(self._weights[group.rows]))
         return keys, values.deferring(self._deferred[-1])
 
     def remember(self, group: LaneRows, keys: SharedStates) -> None:
         """Note whether a setting asked for all logits, so that the next call has them ready."""
         wide = group.setting.wide
-        if keys.memo:
+        if keys.known.asked:
             wide.add(self._layer_idx)
         else:
             wide.discard(self._layer_idx)
@@ -94,7 +94,7 @@ class CommonProducts:
         keys = self._everyone.states(self._layer, 0, self._queries.device)
         rows = torch.cat([torch.arange(group.rows.start, group.rows.stop) for group in self._asking])
         rows = rows.to(self._queries.device)
-        logits = attention_logits(self._queries[rows], keys.of_chosen(rows), self._scaling)
+        logits = attention_logits(self._queries[rows], keys.of_rows(rows), self._scaling)
         sizes = [group.rows.stop - group.rows.start for group in self._asking]
         for group, mine in zip(self._asking, torch.split(logits, sizes), strict=True):
             self._logits[group.rows.start] = mine

@@ -7,6 +7,7 @@ beside it: that is the plain form, which also takes the lanes one by one where a
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sah.adapters.lane_cache import bytes_a_token
 from sah.adapters.lane_support import lanes_supported, rope_agrees
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS
 from sah.errors import SahError
+from sah.sparse_attention.kernels.shared import PIECE_NUMBERS
 
 if TYPE_CHECKING:
     from sah.adapters.huggingface import ModelAdapterHF
@@ -85,31 +87,40 @@ def answer_lanes(
             alone.append(number)
         else:
             prepared.append(PreparedLane(number, lane.adapter, ids, lane.max_new_tokens))
+    queue = [prepared] if prepared else []
     width = len(prepared)
-    while prepared:
-        size = min(width, _fitting(adapter, cache, prepared, budget_bytes))
+    while queue:
+        waiting = queue.pop(0)
+        size = min(width, _fitting(adapter, cache, waiting, budget_bytes))
+        chosen, later = waiting[:size], waiting[size:]
         done: set[int] = set()
-        chosen = prepared[:size]
         try:
             for number, answer in _decode(adapter, cache, chosen):
                 done.add(number)
                 yield number, answer
-        except (SahError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             rest = [lane for lane in chosen if lane.number not in done]
             if _is_out_of_memory(error) and size > 1:
                 width = (size + 1) // 2
                 _log.warning("Out of memory with %d answers in a batch: going on with %d.", size, width)
-                prepared = rest + prepared[size:]
-                continue
-            # Which lane is at fault shows when each runs alone.
-            _log.info("A batch of %d answers failed (%s); its unfinished ones run alone.", size, error)
-            alone += [lane.number for lane in rest]
-        prepared = prepared[size:]
+                later = rest + later
+            elif len(settings := _by_setting(rest)) > 1:
+                # Which setting is at fault shows when each has a batch of its own.
+                _log.info("A batch of %d answers failed (%s); going on setting by setting.", size, error)
+                queue = settings + queue
+            else:
+                alone += [lane.number for lane in rest]
+        if later:
+            queue.insert(0, later)
     for number in sorted(alone):
         try:
             yield number, _alone(cache, lanes[number])
-        except (SahError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             yield number, error
+
+
+def _by_setting(lanes: Sequence[PreparedLane]) -> list[list[PreparedLane]]:
+    return [list(members) for _, members in itertools.groupby(lanes, key=lambda lane: id(lane.adapter))]
 
 
 def _decode(
@@ -136,7 +147,10 @@ def _fitting(adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Prepa
     a_token = bytes_a_token(cache.past_key_values)
     # What a row's activations take in one layer, and its logits, in float32; a rough upper estimate.
     a_row = 4 * (12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size))
-    taken, width, room = 0, 0, 0
+    # Logits of a piece of rows with their copies, of one setting and of all together.
+    heads, kv_len = config.num_attention_heads, cache.length
+    a_piece = 4 * min(PIECE_NUMBERS, sum(len(lane.question_ids) for lane in lanes) * heads * kv_len)
+    taken, width, room = 8 * a_piece, 0, 0
     for lane in lanes:
         # Every lane has the room of the longest.
         room = max(room, len(lane.question_ids) + lane.max_new_tokens)

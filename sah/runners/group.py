@@ -11,9 +11,9 @@ from typing import Any
 
 from sah.errors import SahError, StateError
 from sah.results.rows import PredictionRow, row_key
+from sah.runners.open_files import allow_open_files
 from sah.runners.point import Arm, Point
 from sah.runners.progress import answers_bar
-from sah.runners.open_files import allow_open_files
 from sah.runners.session import Session
 from sah.runners.work import ContextWork, GroupSpec, GroupWorker, Outcome, Setting
 from sah.runners.workers.base import Workers
@@ -184,9 +184,11 @@ class RowSink:
         Raises:
             StateError: If a dense store cannot be had.
         """
-        for number in {setting for setting, _ in work.pending}:
-            if self.arms[number].is_dense:
-                self._take_turn(self.arms[number], work.example.key)
+        numbers = {setting for setting, _ in work.pending}
+        # In one order for all runs: two that want the same stores never wait for each other.
+        for arm in sorted((self.arms[number] for number in numbers), key=lambda arm: arm.store.id):
+            if arm.is_dense:
+                self._take_turn(arm, work.example.key)
         rest = self.remaining(work)
         self._bar(len(work.pending) - (0 if rest is None else len(rest.pending)), work.example.key[:8])
         if rest is None:

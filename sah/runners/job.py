@@ -98,6 +98,9 @@ def run_experiment(
         SahError: If it cannot be run. Rows computed before are kept.
     """
     point = prepare_point(experiment, session.without_weights(), config)
+    ended = session.errors.get(point.main.store.id)
+    if ended is not None and context.sweep is not None:
+        raise ended  # its group has told already; nothing is tried twice
     if experiment.timing or not point.is_answered:
         point = prepare_point(experiment, session, config)
     tracker = create_tracker(experiment.tracker)

@@ -75,6 +75,8 @@ class GroupWorker:
         self.session = session
         self._adapters: dict[int, ModelAdapterHF] = {}
         self._told: set[int] = set()
+        self._ended: set[int] = set()
+        """Settings that cannot be run."""
 
     def answer(self, work: ContextWork) -> Iterator[tuple[int, Outcome]]:
         """Answer what is pending over one context, each row as soon as it is there.
@@ -86,13 +88,19 @@ class GroupWorker:
             The setting's number, and a row or the error that ends the setting.
 
         Raises:
-            SahError: If nothing can be computed at all, e.g. since the folder of kept contexts cannot be written.
+            SahError: If nothing can be computed at all.
         """
         done: set[tuple[int, str]] = set()
+        pending = tuple(place for place in work.pending if place[0] not in self._ended)
+        if not pending:
+            return
+        work = ContextWork(work.example, pending)
         try:
             for setting, outcome in self._answer(work):
                 if isinstance(outcome, PredictionRow):
                     done.add((setting, outcome.key))
+                else:
+                    self._ended.add(setting)
                 yield setting, outcome
         except SahError:
             raise
@@ -130,7 +138,7 @@ class GroupWorker:
             except SahError as error:
                 unusable.add(setting)
                 yield setting, error
-        budget = first.lanes_bytes
+        budget = min(self.spec.settings[setting].experiment.lanes_bytes for setting, _ in work.pending)
         for lane, outcome in answer_lanes(dense, cache, lanes, budget):
             setting, number = places[lane]
             if setting in unusable:

@@ -11,7 +11,12 @@ from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.fused import fused_attention
 from sah.sparse_attention.kernels.grouped import grouped_attention
 from sah.sparse_attention.kernels.lists import attend_lists
-from sah.sparse_attention.kernels.shared import attend_dense_mask, attend_everything, attend_shared_lists
+from sah.sparse_attention.kernels.shared import (
+    attend_dense_mask,
+    attend_everything,
+    attend_shared_lists,
+    rows_at_once,
+)
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import KeyLists
 from sah.sparse_attention.lanes import LaneStates
@@ -19,9 +24,6 @@ from sah.sparse_attention.mask import Mask, gather_last
 from sah.sparse_attention.research import ResearchAttention
 from sah.sparse_attention.shared import SharedStates
 from sah.sparse_attention.times import now
-
-PIECE_NUMBERS = 1 << 22
-"""Attention logits that are held at once for the rows of a setting."""
 
 
 class EfficientAttention(ResearchAttention):
@@ -78,8 +80,8 @@ class EfficientAttention(ResearchAttention):
         layer_idx = kwargs["layer_idx"]
         if not all(masker.works_in_lanes for masker in self.recipe_of(layer_idx)):
             return super().attend_lanes(module, queries, keys, values, scaling, states, **kwargs)
-        rows, heads = queries.shape[:2]
-        step = max(1, PIECE_NUMBERS // (heads * keys.shape[2]))
+        rows = len(queries)
+        step = rows_at_once(queries.shape[1], keys.shape[2])
         pieces = []
         for start in range(0, rows, step):
             piece = slice(start, start + step)

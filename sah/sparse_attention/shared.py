@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
+
+
+class KnownLogits:
+    """Logits of all keys that were computed already, for the queries of one call.
+
+    Attributes:
+        asked: Whether a step of the recipe asked for them.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._queries: torch.Tensor | None = None
+        self._logits: torch.Tensor | None = None
+
+    def put(self, queries: torch.Tensor, logits: torch.Tensor) -> None:
+        """Keep the logits of some queries; those kept before are forgotten."""
+        self._queries, self._logits = queries, logits
+
+    def of(self, queries: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits of these queries, if they are kept."""
+        kept = self._queries
+        # The queries kept hold their memory, so that no others can stand at its address.
+        if kept is None or kept.data_ptr() != queries.data_ptr() or kept.shape != queries.shape:
+            return None
+        return self._logits
 
 
 @dataclass
@@ -48,7 +72,7 @@ class SharedStates:
     in_order: bool
     """Whether the rows are exactly the lanes in their order."""
 
-    memo: dict[Any, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
+    known: KnownLogits = field(default_factory=KnownLogits, compare=False, repr=False)
     """What was computed of these keys already; see `kernels.shared.call_logits`."""
 
     deferred: Deferred | None = field(default=None, compare=False, repr=False)
@@ -95,32 +119,31 @@ class SharedStates:
 
     def of_heads(self, heads: slice) -> SharedStates:
         """Keep some KV heads."""
-        return replace(self, context=self.context[:, heads], own=self.own[:, heads], memo={}, deferred=None)
+        return replace(self, context=self.context[:, heads], own=self.own[:, heads], known=KnownLogits(), deferred=None)
 
     def of_context(self, start: int, stop: int) -> SharedStates:
         """Keep a range of the context alone."""
         return replace(
-            self, context=self.context[:, :, start:stop], own=self.own[:, :, :0], used=0, memo={}, deferred=None
+            self,
+            context=self.context[:, :, start:stop],
+            own=self.own[:, :, :0],
+            used=0,
+            known=KnownLogits(),
+            deferred=None,
         )
 
-    def of_rows(self, rows: slice) -> SharedStates:
-        """Keep some rows."""
+    def of_rows(self, rows: slice | torch.Tensor) -> SharedStates:
+        """Keep some rows, a range or their numbers in ascending order; with all of them nothing is forgotten."""
         lanes = self.lanes[rows]
-        whole = len(lanes) == len(self.lanes)
-        in_order = self.in_order and whole
-        return replace(self, lanes=lanes, lengths=self.lengths[rows], in_order=in_order, memo={}, deferred=None)
+        if len(lanes) == len(self.lanes):
+            return self
+        lengths = self.lengths[rows]
+        return replace(self, lanes=lanes, lengths=lengths, in_order=False, known=KnownLogits(), deferred=None)
 
     def of_lane(self, lane: int, length: int) -> torch.Tensor:
         """Write the first keys of one lane out, (1, kv_heads, length, dim)."""
         own = self.own[lane : lane + 1, :, : length - self.context_length]
         return torch.cat([self.context, own], dim=2)
-
-    def of_chosen(self, rows: torch.Tensor) -> SharedStates:
-        """Keep some rows, (n,), int64, ascending."""
-        whole = len(rows) == len(self.lanes)
-        in_order = self.in_order and whole
-        lanes, lengths = self.lanes[rows], self.lengths[rows]
-        return replace(self, lanes=lanes, lengths=lengths, in_order=in_order, memo={}, deferred=None)
 
     def deferring(self, deferred: Deferred) -> SharedStates:
         """Hold the same values, whose weights may be left to a common product."""
@@ -128,7 +151,7 @@ class SharedStates:
 
     def with_states(self, context: torch.Tensor, own: torch.Tensor) -> SharedStates:
         """Hold other states of the same rows, e.g. labels of the keys, of the same room."""
-        return replace(self, context=context, own=own, memo={}, deferred=None)
+        return replace(self, context=context, own=own, known=KnownLogits(), deferred=None)
 
 
 States = torch.Tensor | SharedStates

@@ -20,7 +20,7 @@ from sah.sparse_attention import (
     TopPMaskerConfig,
 )
 from tests.e2e.test_agreement_smollm2 import NEEDLE, NOISE
-from tests.support.lanes import assert_agree, reads_ids, run_alone, setting
+from tests.support.lanes import assert_agree, run_alone, setting
 from tests.support.models import end_tokens
 
 pytestmark = pytest.mark.e2e
@@ -54,32 +54,34 @@ def settings_of(dense: ModelAdapterHF) -> list[ModelAdapterHF]:
     return [setting(dense, recipe) for recipe in recipes]
 
 
+def context_of(dense: ModelAdapterHF, tokens: int) -> str:
+    """A text with a needle that leaves so many tokens in the cache."""
+    words = f"Memorize the number.\n{NOISE * 9}{NEEDLE}{NOISE * 30}".split(" ")
+    count = next(n for n in range(300, 600) if len(dense.prompts.context_prompt(" ".join(words[:n])).ids) >= tokens)
+    return " ".join(words[:count])
+
+
 def test_forty_lanes_agree_with_each_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = create_adapter("embedded:smollm2-135m-instruct")
+    """Every token of a lane, given the keys that its run alone has behind the context.
 
-    def ids(text: str) -> list[int]:
-        found: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
-
-    dense = reads_ids(loaded)
-    start = ids("Memorize the number.\n" + NOISE * 9 + NEEDLE)
-    context = (start + ids(NOISE * 20))[:TOKENS]
-    cache = dense.prefill(" ".join(map(str, context)))
+    A step is one call of one layer, of which a token has 30, each with 9 heads that choose. Left to themselves, all
+    tokens behind a tie may differ: there the first query that keeps other keys has to tie.
+    """
+    dense = create_adapter("embedded:smollm2-135m-instruct")
+    cache = dense.prefill(context_of(dense, TOKENS))
     assert cache.length == TOKENS
-    questions = [ids(question) for question in QUESTIONS]
-    assert [len(question) == 1 for question in questions] == [True, False, False, False]
-    lanes = [
-        Lane(own, " ".join(map(str, question)), max_new_tokens=STEPS)
-        for own in settings_of(dense)
-        for question in questions
-    ]
+    assert len({len(dense.prompts.question_ids(cache.prompt, question)) for question in QUESTIONS}) == 4
+    lanes = [Lane(own, question, max_new_tokens=STEPS) for own in settings_of(dense) for question in QUESTIONS]
     assert len(lanes) == 40
     with end_tokens(dense.model, [10**6]):
         alone = [run_alone(cache, lane) for lane in lanes]
         assert len({tuple(run.answer.token_ids) for run in alone}) > 10, "settings and questions differ"
-        found = assert_agree(cache, lanes, alone)
+        found = assert_agree(cache, lanes, alone, same_state=True)
+        free = assert_agree(cache, lanes, alone)
     with capsys.disabled():
-        print(f"\n{len(found.ties)} ties in {found.steps} steps: {found.ties}")
-    assert found.steps == 40 * STEPS
-    assert len(found.ties) <= max(1, 0.001 * found.steps)
-    loaded.close()
+        ties = f"\n{len(found.ties)} of {found.steps} tokens have a tie, {len(free.ties)} have one or follow one"
+        print(f"{ties}; {found.steps * dense.num_layers} steps")
+    assert found.steps == free.steps == 40 * STEPS
+    assert len(found.ties) <= 0.001 * found.steps * dense.num_layers
+    assert len(free.ties) <= 0.1 * free.steps
+    dense.close()

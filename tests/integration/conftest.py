@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 import sah.runners.job as job
+import sah.runners.work as runners_work
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.factory import load_adapter_cached
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
+from sah.adapters.lanes import Lane
 from sah.config.model import ModelConfig
 from sah.config.register import register_configs
 from sah.runners.session import Session
@@ -74,16 +76,19 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Count prefills and answers."""
     counted = Work()
-    prefill, answer = ModelAdapterHF.prefill, ModelAdapterHF.answer
+    prefill, answer_lanes = ModelAdapterHF.prefill, runners_work.answer_lanes
 
     def counting_prefill(self: ModelAdapterHF, context: str) -> ContextCache:
         counted.prefills.append(context)
         return prefill(self, context)
 
-    def counting_answer(self: ModelAdapterHF, cache: ContextCache, question: str, **options: object) -> Answer:
-        (counted.dense if self.sparse_attention is None else counted.sparse).append(question)
-        return answer(self, cache, question, **options)  # type: ignore[arg-type]
+    def counting_lanes(
+        adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Lane], budget_bytes: int
+    ) -> Iterator[tuple[int, Answer | Exception]]:
+        for lane in lanes:
+            (counted.dense if lane.adapter.sparse_attention is None else counted.sparse).append(lane.question)
+        yield from answer_lanes(adapter, cache, lanes, budget_bytes)
 
     monkeypatch.setattr(ModelAdapterHF, "prefill", counting_prefill)
-    monkeypatch.setattr(ModelAdapterHF, "answer", counting_answer)
+    monkeypatch.setattr(runners_work, "answer_lanes", counting_lanes)
     return counted

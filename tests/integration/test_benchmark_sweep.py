@@ -65,6 +65,11 @@ def test_everything_is_measured_and_compared_with_its_target(
     assert spent["calls"][0] > 0 and sum(spent[part][1] for part in PARTS) + spent["calls"][1] < spent["whole"][1]
     assert plan["points"] == 8
 
+    sweep.main(["--fast", "--rounds", "2", "--alone-rounds", "1", "--parts", "--json", str(file)])
+    assert capsys.readouterr().out == text, "what a file holds is not measured again"
+    with pytest.raises(SystemExit, match="other conditions"):
+        sweep.main(["--fast", "--rounds", "1", "--alone-rounds", "1", "--parts", "--json", str(file)])
+
     measured = {line[:68].strip(): line[68:].split() for line in text.splitlines() if re.search("(met|MISSED), ", line)}
     whole = lanes["prefill"]["cpu"] + lanes["together"]["cpu"]
     expected = {
@@ -81,7 +86,7 @@ def test_everything_is_measured_and_compared_with_its_target(
     assert sum("peak memory" in name for name in measured) == 2
 
 
-@pytest.mark.parametrize("given", [["--fast", "--write"], ["--write", "--parts", "plan"], ["--alone-rounds", "9"]])
+@pytest.mark.parametrize("given", [["--fast", "--write"], ["--write", "--parts"], ["--alone-rounds", "9"]])
 def test_what_would_spoil_the_page_is_refused(given: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         sweep.main(given)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,11 +44,12 @@ def killer(rows: int, folder: str, most: int) -> Iterator[list[int]]:
     def kill() -> None:
         while not stop.is_set() and len(killed) < most:
             if rows_on_disk(folder) >= rows:
-                for pid in actors()[:1]:
+                for pid in [pid for pid in actors() if pid not in killed][:1]:
                     if not rows:
                         time.sleep(0.5)  # it is to be at work
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
             time.sleep(0.01)
 
     thread = threading.Thread(target=kill)

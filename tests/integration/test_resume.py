@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sah.adapters.generation import Answer
-from sah.adapters.huggingface import ModelAdapterHF
+from sah.results.rows import PredictionRow
+from sah.results.store import PointStore
 from tests.integration.conftest import Work
 from tests.integration.running import (
     ROOT,
@@ -108,16 +108,16 @@ def test_dense_rows_are_computed_once_for_all_recipes(work: Work) -> None:
 
 def test_ctrl_c_keeps_what_is_finished_and_says_so(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
     calls = 0
-    answer = ModelAdapterHF.answer
+    append = PointStore.append
 
-    def interrupted(self: ModelAdapterHF, *given: object, **options: object) -> Answer:
+    def interrupted(self: PointStore, row: PredictionRow) -> None:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return answer(self, *given, **options)  # type: ignore[arg-type]
+        append(self, row)
 
-    monkeypatch.setattr(ModelAdapterHF, "answer", interrupted)
+    monkeypatch.setattr(PointStore, "append", interrupted)
     done = run("masker=topk", "output_dir=resumed")
     assert done.code == 130
     assert "same command" in done.text

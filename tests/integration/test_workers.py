@@ -47,7 +47,7 @@ from sah.runners.workers.shard import ShardReader, ShardStopped, make_file, run_
 from sah.runners.workers.slurm import SlurmWorkers
 from tests.integration.conftest import Work
 from tests.integration.groups import SETTINGS, experiments, run_settings
-from tests.integration.running import lines, stored
+from tests.integration.running import files_under, lines, stored
 from tests.integration.same_rows import check_same_rows
 
 LOCAL = SlurmOptions(cluster="local")
@@ -266,7 +266,7 @@ def test_backends_by_name() -> None:
 
 @pytest.fixture
 def left_behind(tmp_path: Path) -> Path:
-    """The folder of a run that was killed when its job had written all rows but one, the last one in part."""
+    """The folder of a run that was killed when its job had written all rows, and none had been read."""
     group = group_of(*TWO, folder="outputs")
     folder = tmp_path / "outputs/slurm/rows/killed"
     folder.mkdir(parents=True)
@@ -334,6 +334,25 @@ def test_what_a_living_run_writes_is_left_alone(left_behind: Path) -> None:
     assert all(not point.predictions for point in stored().values())
     run_settings(*TWO, workers=SlurmWorkers(1, 0, SlurmOptions(cluster="slurm")))
     assert all(len(point.predictions) == 2 for point in stored().values()), "now its run is dead"
+
+
+def test_what_others_have_left_is_left_alone(left_behind: Path) -> None:
+    before = files_under(left_behind)
+    refusing = SlurmWorkers(1, 0, SlurmOptions(cluster="slurm"))
+    with pytest.raises(WorkerError):
+        run_settings(("masker=topk", "dataset.seed=5"), workers=refusing)
+    assert files_under(left_behind).items() >= before.items(), "its job may still be at work"
+
+
+def test_a_file_that_cannot_be_read_stays(left_behind: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = left_behind / "0.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"schema_version": 1', b'"schema_version": 99'))
+    refusing = SlurmWorkers(1, 0, SlurmOptions(cluster="slurm"))
+    with pytest.raises(WorkerError):
+        run_settings(*TWO, workers=refusing)
+    assert "schema_version 99" in caplog.text and "computed again" in caplog.text
+    assert list(left_behind.glob("0.jsonl*"))
 
 
 def test_options_that_submitit_refuses_are_named() -> None:

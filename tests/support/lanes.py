@@ -58,24 +58,46 @@ class Run:
     """One lane's way through its answer."""
 
     answer: Answer
+
     logits: torch.Tensor
     """Those that every token was chosen from, (tokens, vocabulary)."""
+
+    behind: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Keys and values behind the context, (1, kv_heads, n, dim), of each layer; only of a run alone."""
 
 
 def run_alone(cache: Any, lane: Lane) -> Run:
     """Answer by `ModelAdapterHF.answer`."""
     seen: list[torch.Tensor] = []
-    hook = lane.adapter.model.register_forward_hook(lambda *given: seen.append(given[2].logits[0, -1].clone()))
+    behind: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def look(_: Any, __: Any, output: Any) -> None:
+        seen.append(output.logits[0, -1].clone())
+        layers = cache.past_key_values.layers
+        behind[:] = [(x.keys[:, :, cache.length :].clone(), x.values[:, :, cache.length :].clone()) for x in layers]
+
+    hook = lane.adapter.model.register_forward_hook(look)
     try:
         answer = lane.adapter.answer(cache, lane.question, max_new_tokens=lane.max_new_tokens)
     finally:
         hook.remove()
     # Calibration, where a recipe asks for it, comes before.
-    return Run(answer, torch.stack(seen[-len(answer.token_ids) :]))
+    return Run(answer, torch.stack(seen[-len(answer.token_ids) :]), behind)
 
 
-def run_together(cache: Any, lanes: Sequence[Lane], forced: Sequence[Sequence[int]]) -> list[Run]:
-    """Answer all lanes in one batch, each of which goes on with given tokens, whatever its logits say."""
+def run_together(cache: Any, lanes: Sequence[Lane], alone: Sequence[Run], *, same_state: bool = False) -> list[Run]:
+    """Answer all lanes in one batch, each of which goes on with given tokens, whatever its logits say.
+
+    Args:
+        cache: The context.
+        lanes: The lanes; those of one adapter stand together.
+        alone: Runs with the tokens that the lanes go on with.
+        same_state: Whether each token finds the keys and values behind the context that it found alone, so that what
+            differs in one step does not go on into the next ones. Layers with a window keep what they have.
+
+    Returns:
+        What the batch gave.
+    """
     prepared = [
         PreparedLane(
             number, lane.adapter, lane.adapter.prompts.question_ids(cache.prompt, lane.question), lane.max_new_tokens
@@ -86,17 +108,32 @@ def run_together(cache: Any, lanes: Sequence[Lane], forced: Sequence[Sequence[in
     seen: list[list[torch.Tensor]] = [[] for _ in lanes]
     decode = batch._model.next_ids
 
-    def force(phase: str, chosen: Sequence[int], *given: Any, **more: Any) -> Any:
-        _, logits = decode(phase, chosen, *given, **more)
+    def force(phase: str, chosen: Sequence[int], tokens: Any, starts: Sequence[int], **more: Any) -> Any:
+        if same_state:
+            for lane, start in zip(chosen, starts, strict=True):
+                _give_state(batch, lane, alone[lane], start)
+        _, logits = decode(phase, chosen, tokens, starts, **more)
         for lane, row in zip(chosen, logits, strict=True):
             seen[lane].append(row.clone())
-        return [forced[lane][len(seen[lane]) - 1] for lane in chosen], logits
+        return [alone[lane].answer.token_ids[len(seen[lane]) - 1] for lane in chosen], logits
 
     batch._model.next_ids = force  # type: ignore[method-assign]
     answers: dict[int, Answer] = {}
     while not batch.is_done:
         answers.update(batch.step())
     return [Run(answers[lane], torch.stack(seen[lane])) for lane in range(len(lanes))]
+
+
+def _give_state(batch: LaneBatch, lane: int, alone: Run, count: int) -> None:
+    """Give a lane the first keys and values of its run alone, and drop what was derived of its own."""
+    for number, layer in enumerate(batch._model._cache.lane_layers):
+        for own, states in zip(layer.own, alone.behind[number], strict=True):
+            if not layer.is_sliding:
+                own[lane, :, :count] = states[0, :, :count]
+        for each in batch._settings:
+            if each.states is not None:
+                for meta_data in (each.states.together, *each.states.alone):
+                    meta_data.pop(number, None)
 
 
 @dataclass
@@ -108,13 +145,16 @@ class Agreement:
     """What was shown of every step that differs."""
 
 
-def assert_agree(cache: Any, lanes: Sequence[Lane], alone: Sequence[Run] | None = None) -> Agreement:
+def assert_agree(
+    cache: Any, lanes: Sequence[Lane], alone: Sequence[Run] | None = None, *, same_state: bool = False
+) -> Agreement:
     """Compare lanes alone with the same lanes in one batch, step by step.
 
     Args:
         cache: The context.
         lanes: The lanes; those of one adapter stand together.
         alone: Their runs alone, where they are known.
+        same_state: See `run_together`. If not, all steps behind a tie may differ.
 
     Returns:
         The steps, and the exceptions among them.
@@ -124,16 +164,16 @@ def assert_agree(cache: Any, lanes: Sequence[Lane], alone: Sequence[Run] | None 
     """
     if alone is None:
         alone = [run_alone(cache, lane) for lane in lanes]
-    forced = [run.answer.token_ids for run in alone]
     found = Agreement()
-    for number, (one, other) in enumerate(zip(alone, run_together(cache, lanes, forced), strict=True)):
+    together = run_together(cache, lanes, alone, same_state=same_state)
+    for number, (one, other) in enumerate(zip(alone, together, strict=True)):
         assert one.logits.shape == other.logits.shape
         apart = (one.logits - other.logits).abs().amax(-1)
         found.steps += len(apart)
         exceptions = [step for step, difference in enumerate(apart.tolist()) if not difference <= TOLERANCE]
-        if exceptions:
-            tie = explain(cache, lanes, number, forced)
-            found.ties += [f"lane {number}, step {step}: {tie}" for step in exceptions]
+        for step in exceptions if same_state else exceptions[:1]:
+            tie = explain(cache, lanes, number, alone, step, same_state=same_state)
+            found.ties += [f"lane {number}, step {x}: {tie}" for x in ([step] if same_state else exceptions)]
         assert_same_record(one.answer, other.answer, exact=not exceptions)
     return found
 
@@ -214,8 +254,19 @@ def _recorder(add: Any, place: int, identity: str, choices: Choices) -> Any:
     return look
 
 
-def explain(cache: Any, lanes: Sequence[Lane], number: int, forced: Sequence[Sequence[int]]) -> str:
+def explain(
+    cache: Any, lanes: Sequence[Lane], number: int, alone: Sequence[Run], step: int, *, same_state: bool
+) -> str:
     """Find the first query of a lane that keeps other keys in company than alone, and check that it had a tie.
+
+    Args:
+        cache: The context.
+        lanes: The lanes.
+        number: The lane.
+        alone: The lanes' runs alone.
+        step: The step whose logits differ; later queries say nothing on it, and with the same state earlier ones
+            neither.
+        same_state: See `run_together`.
 
     Returns:
         Where it was.
@@ -227,16 +278,18 @@ def explain(cache: Any, lanes: Sequence[Lane], number: int, forced: Sequence[Seq
     assert lane.adapter.sparse_attention is not None, "a dense lane differs"
     ids = lane.adapter.prompts.question_ids(cache.prompt, lane.question)
     (identity,) = lane.adapter.new_meta_data(cache, ids)[LANES_KEY]
-    with recorded_choices(lane.adapter, identity) as alone:
+    with recorded_choices(lane.adapter, identity) as expected:
         run_alone(cache, lane)
     with recorded_choices(lane.adapter, identity) as together:
-        run_together(cache, lanes, forced)
-    assert alone.keys() == together.keys()
+        run_together(cache, lanes, alone, same_state=same_state)
+    assert expected.keys() == together.keys()
+    last = cache.length + len(ids) + step - 1
+    first = last if same_state and step else cache.length
     attention: Any = lane.adapter.sparse_attention
     maskers = getattr(attention, "efficient", attention).maskers
-    for place in sorted(alone):
-        one, other = alone[place], together[place]
-        if torch.equal(one.kept, other.kept):
+    for place in sorted(expected):
+        one, other = expected[place], together[place]
+        if not first <= place[0] <= last or torch.equal(one.kept, other.kept):
             continue
         position, layer_idx, number_of_masker = place
         masker = maskers[number_of_masker]

@@ -62,7 +62,7 @@ class RayCluster:
 
     def _no_cluster(self, reason: str) -> WorkerError:
         key, init = f"{PREFIX}.ray.address", self._options.init
-        with_init = f" with {PREFIX}.ray.init={init}" if init else ""
+        with_init = f" with {', '.join(sorted(init))} in {PREFIX}.ray.init" if init else ""
         return WorkerError(
             f"{key}={self._options.address!r}{with_init}: Ray cannot be had: {reason}\n"
             "Allowed: null to start it on this machine; on a machine of a running cluster auto, or HOST:PORT of its "

@@ -18,6 +18,15 @@ WIDE_SHARE = 64
 """Lists of more keys than this part of all keys are weighed by a product with all values instead of being gathered."""
 
 
+PIECE_NUMBERS = 1 << 22
+"""Attention logits that are held at once for the rows of a setting."""
+
+
+def rows_at_once(heads: int, kv_len: int) -> int:
+    """Return how many rows are worked off at once, at least one."""
+    return max(1, PIECE_NUMBERS // (heads * kv_len))
+
+
 def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> torch.Tensor:
     """Compute the logits of all keys, once for a call however many steps of its recipe ask for them.
 
@@ -29,19 +38,12 @@ def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> to
     Returns:
         Logits before any cap, (rows, heads, 1, kv_len), float32; not to be written to.
     """
-    name = _call_name(queries, scaling)
-    if name not in keys.memo:
-        keys.memo[name] = attention_logits(queries, keys, scaling)
-    return keys.memo[name]
-
-
-def know_logits(queries: torch.Tensor, keys: SharedStates, scaling: float, logits: torch.Tensor) -> None:
-    """Give `call_logits` what was computed together with the logits of other settings; arguments as there."""
-    keys.memo[_call_name(queries, scaling)] = logits
-
-
-def _call_name(queries: torch.Tensor, scaling: float) -> tuple[int, tuple[int, ...], float]:
-    return (queries.data_ptr(), tuple(queries.shape), scaling)
+    keys.known.asked = True
+    logits = keys.known.of(queries)
+    if logits is None:
+        logits = attention_logits(queries, keys, scaling)
+        keys.known.put(queries, logits)
+    return logits
 
 
 def weigh(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
@@ -177,7 +179,7 @@ def attend_shared_lists(
     singles = [KeyLists(keys_of_runs(part.indices, part.run), part.probabilities, part.logits) for part in lists]
     wide = any(reads_widely(part.indices, queries, keys) for part in singles)
     # Where all logits are there or will be, ranges are cut out of them.
-    every = call_logits(queries, keys, scaling) if wide or keys.memo else None
+    every = call_logits(queries, keys, scaling) if wide or keys.known.asked else None
     logits = [
         attention_logits(queries, keys.of_context(a, b), scaling) if every is None else every[..., a:b]
         for a, b in spans

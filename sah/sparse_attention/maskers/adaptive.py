@@ -232,7 +232,9 @@ class _ListReader:
 
     def _read(self, indices: torch.Tensor, run: int = 1) -> torch.Tensor:
         """Compute uncapped logits KV head by KV head, so that the rows gathered stay in the processor's cache."""
-        if isinstance(self.keys, SharedStates) and (self.keys.memo or reads_widely(indices, self.queries, self.keys)):
+        if isinstance(self.keys, SharedStates) and (
+            self.keys.known.asked or reads_widely(indices, self.queries, self.keys)
+        ):
             every = call_logits(self.queries, self.keys, self.scaling)
             return gather_last(every, to_heads(keys_of_runs(indices, run), self.queries.shape[1]))
         rows = self._rows(indices)

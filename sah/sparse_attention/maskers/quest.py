@@ -36,7 +36,7 @@ from sah.sparse_attention.page_bounds import (
     split_signs,
 )
 from sah.sparse_attention.pages import choose_pages
-from sah.sparse_attention.shared import SharedStates, States, readable_lengths
+from sah.sparse_attention.shared import KnownLogits, SharedStates, States, readable_lengths
 
 
 class QuestTopKMasker(KeyStateMasker, TopKMasker):
@@ -163,7 +163,7 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
             own=self._rounded(*seen.chunk(2, dim=-1)),
             used=len(pages),
             in_order=True,
-            memo={},
+            known=KnownLogits(),
         )
 
     def _bounds_of_chunk(
