@@ -109,7 +109,10 @@ def measure_memory(arm: str, model: str, tokens: int, new_tokens: int) -> dict[s
         [*command, "--new-tokens", str(new_tokens)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(f"{done.stdout}{done.stderr[-3000:]}\nThe process that measures memory failed (above).")
+        raise SystemExit(
+            f"{done.stdout}{done.stderr[-3000:]}\n"
+            f"The process that measures memory ended with {done.returncode} (what it said is above)."
+        )
     figures: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -208,7 +208,10 @@ def measure_own(model: str, length: int, examples: int) -> dict[str, Any]:
     command += ["--length", str(length), "--examples", str(examples)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{done.stdout[-2000:]}{done.stderr[-4000:]}\nThe process that runs the sweep failed (above).")
+        raise SystemExit(
+            f"{done.stdout[-2000:]}{done.stderr[-4000:]}\n"
+            f"The process that runs the sweep ended with {done.returncode} (what it said is above)."
+        )
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

@@ -167,6 +167,10 @@ class RowSink:
                 self._drop(number, error)
                 continue
             arm.done = arm.store.finished()
+        out = {self.arms[number].store.id for number in self._out}
+        compared = {point.dense.store.id for point in group.points if point.main.store.id not in out}
+        # A dense arm of which no point is left has nothing to be compared with.
+        self._out |= {n for n, arm in enumerate(self.arms) if arm.is_dense and arm.store.id not in compared}
 
     def show(self, bar: Callable[[int, str | None], None]) -> None:
         """Tell progress to a bar: how many answers came, and what is at work."""
@@ -184,7 +188,7 @@ class RowSink:
         Raises:
             StateError: If a dense store cannot be had.
         """
-        numbers = {setting for setting, _ in work.pending}
+        numbers = {setting for setting, _ in work.pending} - self._out
         # In one order for all runs: two that want the same stores never wait for each other.
         for arm in sorted((self.arms[number] for number in numbers), key=lambda arm: arm.store.id):
             if arm.is_dense:

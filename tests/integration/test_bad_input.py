@@ -289,7 +289,7 @@ def test_a_run_waits_for_the_dense_rows_that_another_one_computes(template: Path
 
 def test_waiting_for_dense_rows_has_an_end(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(template, "outputs")
-    monkeypatch.setattr("sah.runners.point.DENSE_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("sah.runners.group.DENSE_WAIT_SECONDS", 0.3)
     dense = next(point.folder for point in stored().values() if point.label == "dense")
     holder = hold(dense, 120)
     try:

@@ -85,24 +85,17 @@ def test_a_model_error_costs_one_row_and_is_tried_again(refuse: Callable[..., No
     assert metrics["comparison"]["scores"]["token_f1"]["pairs"] == 4
 
 
-def test_only_the_failed_question_is_tried_again(refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_failed_question_is_tried_again(refuse: Callable[..., None], work: Work) -> None:
     refuse("How much salt")
     assert run(*QA).code == 1
     refuse(None)
-    asked: list[str] = []
-    answer = ModelAdapterHF.answer
-
-    def recording(self: ModelAdapterHF, cache: Any, question: str, **options: Any) -> Answer:
-        asked.append(question.strip())
-        return answer(self, cache, question, **options)
-
-    monkeypatch.setattr(ModelAdapterHF, "answer", recording)
+    work.clear()
     assert run(*QA).code == 0
-    assert asked == ["How much salt is used?"]
+    assert [question.strip() for question in work.dense + work.sparse] == ["How much salt is used?"]
 
 
 def test_an_answer_broken_off_leaves_the_context_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error comes from inside the model, in batches whose tokens are in the cache already, and does not come again."""
+    """The error comes from inside the model, with tokens of the batch in the cache already, and does not come again."""
     from sah.adapters.factory import load_adapter_cached
     from sah.config.model import ModelConfig
 

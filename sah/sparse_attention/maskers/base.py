@@ -169,6 +169,15 @@ class SelectiveMasker(ResearchMasker):
         """Tell whether lists can be added to a mask: by KV head only where keys are kept and allowed so."""
         return not self.by_group or (attention_mask.shape[1] == 1 and keeps_by_group(previous_mask, keys.shape[1]))
 
+    def as_lists_of_lanes(self, previous_mask: Mask, keys: States) -> Mask:
+        """Bring what lanes keep into list form, by KV head for a masker that keeps by KV head.
+
+        No recipe lets such a masker follow one that keeps keys by query head. Other calls' masks stay as they are.
+        """
+        if not isinstance(keys, SharedStates) or previous_mask.has_indices:
+            return previous_mask
+        return previous_mask.as_lists(keys.shape[1] if self.by_group else None)
+
 
 class TopKMasker(SelectiveMasker):
     """Adds keys up to a budget, best first."""
@@ -281,6 +290,8 @@ class KeyScoreMasker(TopKMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the best of the residual as lists; plain twin: `add_mask`."""
+        if self.by_group:
+            previous_mask = self.as_lists_of_lanes(previous_mask, keys)
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
         kv_heads = keys.shape[1]
         if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):

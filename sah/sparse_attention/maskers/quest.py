@@ -102,6 +102,7 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         **kwargs: Any,
     ) -> Mask:
         """Add the best pages, as whole runs where one query a row may read every key; plain twin: `add_mask`."""
+        previous_mask = self.as_lists_of_lanes(previous_mask, keys)
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
         kv_heads, layer_idx = keys.shape[1], kwargs["layer_idx"]
         if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
@@ -114,7 +115,6 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         lengths = readable_lengths(attention_mask, keys, queries.shape[2])
         segments: list[States]
         if isinstance(keys, SharedStates):
-            previous_mask = previous_mask.as_lists()
             segments = [self._bounds_of_lanes(keys, sparse_meta_data, layer_idx)]
         elif lengths is None or not previous_mask.has_indices:
             bounds = self._bounds_of_chunk(queries, keys, attention_mask, scaling, sparse_meta_data, layer_idx)

@@ -52,6 +52,23 @@ MORE: dict[str, Recipe] = {
         QuestTopKMaskerConfig(heavy_size=6, page_size=4, label_bits=4, selection="group"),
         RandomSamplingMaskerConfig(sampling_rate=3, selection="group"),
     ],
+    "topp+quest": lambda: [TopPMaskerConfig(top_p=0.5), QuestTopKMaskerConfig(heavy_size=6, page_size=4)],
+    "topp-group+quest-group": lambda: [
+        TopPMaskerConfig(top_p=0.4, selection="group"),
+        SinkMaskerConfig(sink_size=2),
+        QuestTopKMaskerConfig(density=0.5, page_size=4, selection="group"),
+    ],
+    "topp-group+double_sparsity-group+topk-group+random": lambda: [
+        TopPMaskerConfig(top_p=0.3, selection="group"),
+        DoubleSparsityTopKMaskerConfig(heavy_size=4, group_factor=4, selection="group"),
+        TopKMaskerConfig(heavy_size=3, selection="group"),
+        RandomSamplingMaskerConfig(sampling_rate=4),
+    ],
+    "topp+double_sparsity+adaptive": lambda: [
+        TopPMaskerConfig(top_p=0.4),
+        DoubleSparsityTopKMaskerConfig(heavy_size=4, group_factor=4),
+        AdaptiveSamplingMaskerConfig(base_min=3, epsilon=0.4),
+    ],
     "streaming_llm+topp-group": lambda: [
         StreamingLLMMaskerConfig(density=0.3),
         TopPMaskerConfig(top_p=0.8, selection="group"),
