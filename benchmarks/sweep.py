@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         _tell(part)
         before = os.getloadavg()[0]
         figures[part] = _measure(part, sizes, options)
-        date = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
         figures["when"][part] = {"date": date, "load": [before, os.getloadavg()[0]]}
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")

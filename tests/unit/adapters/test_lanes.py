@@ -341,6 +341,13 @@ def test_answers_and_all_they_tell_are_those_alone(talking: Talking) -> None:
     assert [number for number, _ in found[:4]] == [1, 4, 7, 10], "a lane that is done does not wait for the others"
 
 
+def test_lanes_may_stand_in_any_order_and_come_twice(talking: Talking) -> None:
+    own, cache, lanes, expected = talking
+    order = [11, 0, 6, 6, 3, 9, 2, 0, 8]
+    found = list(answer_lanes(own, cache, [lanes[place] for place in order], PLENTY))
+    assert_answers(found, [expected[place] for place in order])
+
+
 def test_a_lane_that_is_compared_with_dense_attention_runs_alone(talking: Talking) -> None:
     own, cache, lanes, _ = talking
     compared = [replace(lanes[3], attention_error=1.0), *lanes[3:6]]
