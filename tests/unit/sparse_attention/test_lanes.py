@@ -219,11 +219,12 @@ def assert_same(recipe: str, case: Case, **passed_on: Any) -> None:
 
 
 def pairs() -> list[Any]:
-    """Every recipe with two of the cases, in turn."""
+    """Every recipe with two of the cases in turn, those of this file with all."""
     return [
-        pytest.param(recipe, CASES[(2 * place + other) % len(CASES)], id=f"{recipe}-{CASES[(2 * place + other) % 6]}")
+        pytest.param(recipe, case, id=f"{recipe}-{case}")
         for place, recipe in enumerate(EVERY)
-        for other in (0, 3)
+        for number, case in enumerate(CASES)
+        if recipe in MORE or number in (2 * place % 6, (2 * place + 3) % 6)
     ]
 
 
