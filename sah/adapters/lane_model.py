@@ -19,6 +19,7 @@ from sah.adapters.lane_cache import LaneCache
 from sah.adapters.lane_products import CommonProducts
 from sah.adapters.lane_rows import LaneRows, LaneSetting
 from sah.sparse_attention.kernels.shared import attend_everything, rows_at_once
+from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.lanes import LaneSeconds
 from sah.sparse_attention.shared import SharedStates
 from sah.sparse_attention.times import now
@@ -37,6 +38,8 @@ class _Call:
 
     together: LaneRows
     """All rows as if they were of one dense setting, for layers that see a window only."""
+
+    workspace: Workspace
 
 
 class LaneModel:
@@ -57,6 +60,7 @@ class LaneModel:
         self.length = length
         self.settings = settings
         self._cache = LaneCache(past, length, settings[-1].stop, room)
+        self._workspace = Workspace()
         self._everyone = LaneSetting(0, settings[-1].stop, None, None, LaneSeconds(settings[-1].stop))
 
     @torch.no_grad()
@@ -86,7 +90,8 @@ class LaneModel:
         slots = [start + place for start, ids in zip(starts, tokens, strict=True) for place in range(len(ids))]
         ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0) - 1
         groups = self._groups(phase, row_lanes, slots, dense)
-        call = _Call(self._cache, groups, self._rows(self._everyone, 0, row_lanes, slots, max(slots) + 1))
+        together = self._rows(self._everyone, 0, row_lanes, slots, max(slots) + 1)
+        call = _Call(self._cache, groups, together, self._workspace)
         self._cache.put(torch.tensor(row_lanes), torch.tensor(slots))
         positions = torch.tensor([slots], device=device) + self.length
         with self._switched():
@@ -161,7 +166,7 @@ def _attention(
     full = switch.is_full_attention(module, layer_idx, kwargs)
     groups = call.groups if full else [call.together]
     output = torch.zeros(query.shape[2], query.shape[1], layer.own[1].shape[3], device=query.device)
-    common = CommonProducts(call.together, groups, layer, queries, scaling, layer_idx)
+    common = CommonProducts(call.together, groups, layer, queries, scaling, layer_idx, call.workspace)
     for group in groups:
         keys, values = common.states(group)
         mine = queries[group.rows]
@@ -174,7 +179,7 @@ def _attention(
             group.setting.seconds.add(group.lanes, 0.0, now(query.device)[0] - begun)
         output[group.rows] = found
         common.remember(group, keys)
-    output += common.deferred_output()
+    common.add_deferred(output)
     return output[None].to(query.dtype), None
 
 

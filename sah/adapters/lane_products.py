@@ -14,7 +14,8 @@ import torch
 from sah.adapters.lane_cache import LaneLayer
 from sah.adapters.lane_rows import LaneRows
 from sah.sparse_attention.kernels.scores import attention_logits
-from sah.sparse_attention.kernels.shared import shared_output
+from sah.sparse_attention.kernels.shared import grouped_output
+from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.shared import Deferred, SharedStates
 from sah.sparse_attention.times import now
 
@@ -33,6 +34,7 @@ class CommonProducts:
         queries: (rows, heads, 1, head_dim).
         scaling: Factor of the dot products.
         layer_idx: The layer.
+        workspace: Buffers for the products; the last call's are overwritten.
     """
 
     def __init__(
@@ -43,34 +45,45 @@ class CommonProducts:
         queries: torch.Tensor,
         scaling: float,
         layer_idx: int,
+        workspace: Workspace,
     ) -> None:
-        self._everyone = everyone
         self._layer = layer
         self._queries = queries
-        self._scaling = scaling
         self._layer_idx = layer_idx
-        rows, heads = queries.shape[:2]
-        asking = [group for group in groups if layer_idx in group.setting.wide]
+        heads, kv_heads = queries.shape[1], layer.context[0].shape[1]
         kv_len = layer.context[0].shape[2] + everyone.used
-        self._asking = asking if len(asking) > 1 and rows * heads * kv_len <= MOST_NUMBERS else []
+        asking = [group for group in groups if layer_idx in group.setting.wide]
+        together = len(asking) > 1 and len(queries) * heads * kv_len <= MOST_NUMBERS
+        self._asking = asking if together else []
         self._logits: dict[int, torch.Tensor] = {}
-        self._weights: torch.Tensor | None = None
-        self._deferred: list[Deferred] = []
-        if self._asking:
-            begun = now(queries.device)[0]
-            self._multiply_keys()
-            self._weights = torch.zeros(rows, heads, 1, kv_len, device=queries.device)
-            self._add_seconds(now(queries.device)[0] - begun)
+        self._deferred: dict[int, Deferred] = {}
+        if not together:
+            return
+        begun = now(queries.device)[0]
+        rows = torch.cat([torch.arange(group.rows.start, group.rows.stop) for group in asking])
+        self._rows = rows.to(queries.device)
+        self._values = everyone.states(layer, 1, queries.device).of_rows(self._rows)
+        keys = everyone.states(layer, 0, queries.device).of_rows(self._rows)
+        logits = attention_logits(queries[self._rows], keys, scaling)
+        # KV heads apart, so that the product with the values needs no copy.
+        shape = (kv_heads, len(rows), heads // kv_heads, kv_len)
+        self._weights = workspace.take("weights", shape, torch.float32, queries.device).transpose(0, 1)
+        sizes = [len(group.lanes) for group in asking]
+        pieces = zip(asking, logits.split(sizes), self._weights.split(sizes), strict=True)
+        for group, mine, weights in pieces:
+            self._logits[group.rows.start] = mine
+            self._deferred[group.rows.start] = Deferred(weights)
+        self._add_seconds(now(queries.device)[0] - begun)
 
     def states(self, group: LaneRows) -> tuple[SharedStates, SharedStates]:
         """Return keys and values as a setting's rows see them, with what is known of them."""
         device = self._queries.device
         keys, values = (group.states(self._layer, which, device) for which in (0, 1))
-        if self._weights is None or not any(group is one for one in self._asking):
+        first = group.rows.start
+        if first not in self._logits:
             return keys, values
-        keys.known.put(self._queries[group.rows], self._logits[group.rows.start])
-        self._deferred.append(Deferred(self._weights[group.rows]))
-        return keys, values.deferring(self._deferred[-1])
+        keys.known.put(self._queries[group.rows], self._logits[first])
+        return keys, values.deferring(self._deferred[first])
 
     def remember(self, group: LaneRows, keys: SharedStates) -> None:
         """Note whether a setting asked for all logits, so that the next call has them ready."""
@@ -80,24 +93,16 @@ class CommonProducts:
         else:
             wide.discard(self._layer_idx)
 
-    def deferred_output(self) -> torch.Tensor | float:
-        """Return what the weights that were left give, (rows, heads, value_dim), or 0 if there are none."""
-        if self._weights is None or not any(deferred.written for deferred in self._deferred):
-            return 0.0
+    def add_deferred(self, output: torch.Tensor) -> None:
+        """Add what the weights that were left give to the output of all rows, (rows, heads, value_dim)."""
+        if not any(deferred.written for deferred in self._deferred.values()):
+            return
         begun = now(self._queries.device)[0]
-        values = self._everyone.states(self._layer, 1, self._queries.device)
-        output = shared_output(self._weights, values).squeeze(2)
+        for deferred in self._deferred.values():
+            if not deferred.written:
+                deferred.weights.zero_()
+        output[self._rows] += grouped_output(self._weights, self._values).flatten(1, 2)
         self._add_seconds(now(self._queries.device)[0] - begun)
-        return output
-
-    def _multiply_keys(self) -> None:
-        keys = self._everyone.states(self._layer, 0, self._queries.device)
-        rows = torch.cat([torch.arange(group.rows.start, group.rows.stop) for group in self._asking])
-        rows = rows.to(self._queries.device)
-        logits = attention_logits(self._queries[rows], keys.of_rows(rows), self._scaling)
-        sizes = [group.rows.stop - group.rows.start for group in self._asking]
-        for group, mine in zip(self._asking, torch.split(logits, sizes), strict=True):
-            self._logits[group.rows.start] = mine
 
     def _add_seconds(self, seconds: float) -> None:
         total = sum(len(group.lanes) for group in self._asking)

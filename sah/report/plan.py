@@ -39,8 +39,10 @@ class GroupSummary:
     """Points whose answers are all there."""
     contexts: int
     to_prefill: int
-    """Contexts that have to be run through the model: some answer over them is missing, and memory does not hold them.
-    Those that lie in `context_folder` are not prefilled; only the loaded model can tell which do."""
+    """Contexts that have to be run through the model: some answer over them is missing, and neither memory nor
+    `context_folder` holds them."""
+    stored: int
+    """Contexts with missing answers that are read from `context_folder`."""
     tokens: int
     """Tokens of the contexts to prefill, from a sample of them."""
     answers_there: int
@@ -49,6 +51,8 @@ class GroupSummary:
     """Rough time of prefills and answers."""
     new_bytes: float
     """Rough size of the files that it adds, contexts kept on disk left out."""
+    context_bytes: float
+    """Rough size of what it adds to `context_folder`."""
     basis: str
     """What the time rests on; empty where nothing is left to compute."""
 
@@ -83,8 +87,8 @@ class PlanSummary:
     unplanned: Sequence[str]
     """Why jobs cannot be planned, each reason once."""
     workers: int
-    context_folders: Sequence[str] = ()
-    """Folders that keep contexts on disk."""
+    trials: int | None = None
+    """Most jobs of a search, which makes them in batches from the results of earlier ones; None for other sweeps."""
 
     @property
     def seconds(self) -> float:
@@ -123,15 +127,21 @@ def plan_lines(plan: PlanSummary) -> list[str]:
     if plan.equal:
         counted += f", {plan.equal} of them equal to another one and run once"
     lines = [f"{counted}. Complete: {complete} of {different}."]
+    if plan.trials is not None and plan.points and (last := plan.points[-1].job) < plan.trials - 1:
+        batch = f"trials {plan.points[0].job} to {last} of up to {plan.trials}, counted from 0"
+        lines.append(f"One batch of a search: {batch}. Later batches are chosen from results and not planned here.")
     if any(group.to_compute for group in plan.groups):
         shared = f" with {plan.workers} workers" if plan.workers > 1 else ""
         basis = dict.fromkeys(group.basis for group in plan.groups if group.basis)
-        new_bytes = size(sum(group.new_bytes for group in plan.groups))
-        lines.append(f"Rough estimate: {duration(plan.seconds)}{shared} and {new_bytes} on disk. {' '.join(basis)}")
+        disk = f"{size(sum(group.new_bytes for group in plan.groups))} on disk"
+        if context_bytes := sum(group.context_bytes for group in plan.groups):
+            disk += f", {size(context_bytes)} more in context_folder"
+        lines.append(f"Rough estimate: {duration(plan.seconds)}{shared} and {disk}. {' '.join(basis)}")
     elif different:
         lines.append("Nothing is left to compute.")
-    if any(group.to_prefill for group in plan.groups):
-        lines += [f"Contexts that lie in {folder} are read and need no prefill." for folder in plan.context_folders]
+    if stored := sum(group.stored for group in plan.groups):
+        to_prefill = sum(group.to_prefill for group in plan.groups)
+        lines.append(f"Prefills: {to_prefill:,}; {stored:,} contexts more are read from context_folder.")
     lines += [f"Not planned, left to its job: {reason}" for reason in plan.unplanned]
     return lines
 
@@ -140,7 +150,7 @@ def duration(seconds: float) -> str:
     """Write a time in the unit that fits, e.g. `40 s`, `3 min`, `2.5 h`."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
+            return f"{_rounded(seconds / length)} {unit}"
     return f"{max(seconds, 1):.0f} s"
 
 
@@ -148,8 +158,13 @@ def size(number: float) -> str:
     """Write a number of bytes in the unit that fits, e.g. `2.1 MB`."""
     for unit, length in (("GB", 1e9), ("MB", 1e6)):
         if number >= length:
-            return f"{number / length:.2g} {unit}"
-    return f"{number / 1e3:.2g} KB"
+            return f"{_rounded(number / length)} {unit}"
+    return f"{_rounded(number / 1e3)} KB"
+
+
+def _rounded(number: float) -> str:
+    """Write a number with two digits that count, and never as a power of ten."""
+    return f"{float(f'{number:.2g}'):,.10g}"
 
 
 def _group_cells(group: GroupSummary) -> list[str]:

@@ -68,8 +68,9 @@ def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
         for line, text in zip(lines, [OUTPUT_ERROR, *(number(p.output_error, 4) for p in points)], strict=True):
             line.insert(place, text)
     if any(point.attention_ms != (None, None) for point in points):
+        place = lines[0].index(TIMES[0])
         for line, text in zip(lines, [ATTENTION, *map(_attention, points)], strict=True):
-            line.append(text)
+            line.insert(place, text)
     empty = [place for place, name in enumerate(lines[0]) if name in TIMES and not _has_any(lines, place)]
     return [[cell for place, cell in enumerate(line) if place not in empty] for line in lines]
 

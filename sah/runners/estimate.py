@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sah.adapters.kv_cache import KVShape, kv_shape
 from sah.errors import StateError
 from sah.results.files import read_json
 from sah.results.store import POINT_FILE, PREDICTIONS_FILE, SCORES_FILE, StoredPoint, read_point
@@ -49,6 +50,10 @@ class ModelCost:
         return self.model.config.get_text_config()
 
     @cached_property
+    def _kv_shape(self) -> KVShape:
+        return kv_shape(self.model)
+
+    @cached_property
     def head_parameters(self) -> int:
         """Weights of the output layer."""
         head = self.model.get_output_embeddings()
@@ -71,15 +76,22 @@ class ModelCost:
         width = int(self._config.hidden_size)
         return width, int(getattr(self._config, "intermediate_size", None) or 4 * width)
 
-    def attended(self, tokens: float) -> float:
-        """Return keys that one query reads after so many tokens, times channels, over all layers."""
+    def _keys(self, tokens: float) -> float:
+        """Return the keys that one query reads after so many tokens, over all layers."""
         config = self._config
-        heads = int(config.num_attention_heads)
-        channels = heads * int(getattr(config, "head_dim", None) or self.sides[0] // heads)
         window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
-        keys = [min(tokens, window) if window and kind == "sliding_attention" else tokens for kind in kinds]
-        return channels * sum(keys)
+        return sum(min(tokens, window) if window and kind == "sliding_attention" else tokens for kind in kinds)
+
+    def attended(self, tokens: float) -> float:
+        """Return keys that one query reads after so many tokens, times channels, over all layers."""
+        heads = int(self._config.num_attention_heads)
+        return heads * int(getattr(self._config, "head_dim", None) or self.sides[0] // heads) * self._keys(tokens)
+
+    def context_bytes(self, tokens: float) -> float:
+        """Return the bytes of a prefilled context on disk: its keys, values and ids."""
+        shape = self._kv_shape
+        return 2 * shape.kv_heads * shape.head_dim * shape.itemsize * self._keys(tokens) + 8 * tokens
 
     def prefill(self, tokens: float) -> float:
         """Return the operations of a prefill: two for each weight and token, and causal attention."""

@@ -11,6 +11,7 @@ from sah.runners.estimate import POINT_BYTES, ModelCost, Rates, find_rates
 from sah.runners.group import Group
 from sah.runners.point import Point
 from sah.runners.session import Session
+from sah.runners.stored_contexts import StoredContexts
 from sah.runners.work import ContextWork
 
 _SAMPLE = 4
@@ -30,6 +31,7 @@ class GroupSummaries:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._rates: dict[tuple[str, Path], Rates] = {}
+        self._folders: dict[Path | None, StoredContexts] = {}
 
     def make(self, group: Group) -> GroupSummary:
         """Sum up one group.
@@ -42,11 +44,13 @@ class GroupSummaries:
         """
         point, works = group.points[0], group.works()
         held = self._session.contexts.holds
-        to_prefill = [work for work in works if not held(point.context_group, work.example.context)]
+        lacking = [work for work in works if not held(point.context_group, work.example.context)]
+        folder = self._folder(point)
+        to_prefill = [work for work in lacking if not folder.holds(point.model, work.example.context)]
         complete = [member for member in group.points if _is_complete(member)]
         answers = {(arm.store.id, key): key in arm.done for p in group.points for arm in p.arms for key in p.row_keys}
         to_compute = sum(len(work.pending) for work in works)
-        tokens, seconds, new_bytes, basis = 0.0, 0.0, 0.0, ""
+        tokens, seconds, new_bytes, context_bytes, basis = 0.0, 0.0, 0.0, 0.0, ""
         if works:
             cost = ModelCost(point.model.adapter.model)
             rates = self._rates_of(point, cost, works)
@@ -55,6 +59,7 @@ class GroupSummaries:
             prefills = sum(cost.prefill(length(work.example.context)) for work in to_prefill)
             seconds = prefills / rates.prefill + _answering(group, works, cost, length) / rates.answer
             new_bytes = to_compute * rates.row_bytes + (len(group.points) - len(complete)) * POINT_BYTES
+            context_bytes = folder.add(cost.context_bytes(length(work.example.context)) for work in to_prefill)
             basis = rates.basis
         return GroupSummary(
             model=point.model.label,
@@ -63,13 +68,21 @@ class GroupSummaries:
             complete=len(complete),
             contexts=len({example.key for member in group.points for example in member.examples}),
             to_prefill=len(to_prefill),
+            stored=len(lacking) - len(to_prefill),
             tokens=round(tokens),
             answers_there=sum(answers.values()),
             to_compute=to_compute,
             seconds=seconds,
             new_bytes=new_bytes,
+            context_bytes=context_bytes,
             basis=basis,
         )
+
+    def _folder(self, point: Point) -> StoredContexts:
+        folder, capacity = point.experiment.context_folder, point.experiment.context_folder_bytes
+        if folder not in self._folders:
+            self._folders[folder] = StoredContexts(folder, 0 if folder is None else capacity)
+        return self._folders[folder]
 
     def _rates_of(self, point: Point, cost: ModelCost, works: Sequence[ContextWork]) -> Rates:
         key = (str(point.model.identity), point.experiment.output_dir)

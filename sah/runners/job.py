@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
-from sah.errors import ModelError, SahError
+from sah.config.launcher import LAUNCHER, PREFIX
+from sah.errors import ModelError, SahError, WorkerError
 from sah.report.summary import objective_values, summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
@@ -51,6 +52,9 @@ class JobContext:
     sweep: str | None = None
     """Name of the sweep that it belongs to."""
 
+    backend: str = "local"
+    """Who computes the sweep's rows, see `sah.config.launcher.LauncherOptions`."""
+
 
 def run_job(config: DictConfig) -> float | tuple[float, ...] | None:
     """Run one composed point. In a sweep, failures are recorded and the next point goes on.
@@ -67,7 +71,9 @@ def run_job(config: DictConfig) -> float | tuple[float, ...] | None:
         SahError: In a single run, if anything was wrong; rows computed before are kept.
     """
     hydra = HydraConfig.get()
-    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), sweep_name(hydra))
+    ours = hydra.mode == RunMode.MULTIRUN and hydra.launcher.get("_target_") == LAUNCHER
+    backend = str(hydra.launcher.backend) if ours else "local"
+    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), sweep_name(hydra), backend)
     if hydra.mode != RunMode.MULTIRUN:
         _session.begin()
         return _run_and_record(config, context, show=True)
@@ -98,9 +104,14 @@ def run_experiment(
         SahError: If it cannot be run. Rows computed before are kept.
     """
     point = prepare_point(experiment, session.without_weights(), config)
-    ended = session.errors.get(point.main.store.id)
-    if ended is not None and context.sweep is not None:
-        raise ended  # its group has told already; nothing is tried twice
+    if context.sweep is not None:
+        _raise_if_ended(point, session)  # its group has told already; nothing is tried twice
+    if context.backend != "local" and not point.is_answered:
+        raise WorkerError(
+            f"Answers of this point are missing: the workers of {PREFIX}.backend={context.backend} did not give them, "
+            "and this process does not compute in their place. All other answers are kept. Run the same command again, "
+            f"or with {PREFIX}.backend=local to have them computed here."
+        )
     if experiment.timing or not point.is_answered:
         point = prepare_point(experiment, session, config)
     tracker = create_tracker(experiment.tracker)
@@ -108,8 +119,7 @@ def run_experiment(
     try:
         group = Group((point,))
         run_group(group, session, lambda _: point_provenance(point, context.overrides))
-        if point.main.store.id in session.errors:
-            raise session.errors[point.main.store.id]
+        _raise_if_ended(point, session)
         try:
             if experiment.timing:
                 time_point(point, group.run, session, point_provenance(point, context.overrides))
@@ -121,6 +131,12 @@ def run_experiment(
         raise
     tracker.finish(failed=bool(summarise_point(metrics).failed))
     return point, metrics, tracker.location
+
+
+def _raise_if_ended(point: Point, session: Session) -> None:
+    for arm in point.arms:
+        if arm.store.id in session.errors:
+            raise session.errors[arm.store.id]
 
 
 def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> float | tuple[float, ...] | None:

@@ -89,14 +89,12 @@ class GroupedLauncher(Launcher):
             from sah.runners.sweep import show_plan
 
             begun = time.perf_counter()
-            show_plan(self.check(batch), environment(self.config), self.options.workers, begun)
+            show_plan(self.check(batch), environment(self.config), self.options.workers, begun, self._trials())
             raise SystemExit(0)  # the sweeper would ask for results now
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        sweep_dir = Path(str(self.config.hydra.sweep.dir))
-        sweep_dir.mkdir(parents=True, exist_ok=True)
         jobs = self.check(batch)
-        self._compute(jobs, sweep_dir)
+        self._compute(jobs, Path(str(self.config.hydra.sweep.dir)))
         return [self._run(job) for job in jobs]
 
     def _compute(self, jobs: Sequence[Job], folder: Path) -> None:
@@ -104,10 +102,16 @@ class GroupedLauncher(Launcher):
         from sah.runners.sweep import begin_sweep, run_groups
 
         with env_override(environment(self.config)):
-            plan, session = begin_sweep(jobs, self.options.workers)
+            plan, session = begin_sweep(jobs, self.options.workers, self._trials())
+            folder.mkdir(parents=True, exist_ok=True)  # now that nothing is refused
             if plan.busy:
                 with _logging_as_jobs(self.config, folder):
                     run_groups(plan, session, self.options)
+
+    def _trials(self) -> int | None:
+        """Return how many jobs a sweeper makes in all that chooses them from results, Optuna's say."""
+        trials: int | None = self.config.hydra.sweeper.get("n_trials")
+        return trials
 
     def _run(self, job: Job) -> JobReturn:
         """Run one job as Hydra's basic launcher does. Its config is made again: hundreds would fill the memory."""

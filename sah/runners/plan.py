@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sah.errors import ConfigError, SahError
+from sah.errors import ConfigError, DataError, SahError
 from sah.report.plan import PlanSummary, PointLine
 from sah.results.redact import redacted_argument
 from sah.runners.group import Group, group_points
@@ -36,19 +36,20 @@ class Plan:
     summary: PlanSummary
 
 
-def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1) -> Plan:
+def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1, trials: int | None = None) -> Plan:
     """Prepare all points and see what is done. Computes and writes nothing.
 
     Args:
         jobs: The jobs of the sweep.
         session: Caches of the process; models are taken without weights.
         workers: How many processes will share the work.
+        trials: Most jobs of the search that these are a batch of.
 
     Returns:
-        The plan. A job whose model or data cannot be had is in none of its groups.
+        The plan. A job whose model cannot be had is in none of its groups.
 
     Raises:
-        ConfigError: If a point does not fit its model; the message tells of all such points.
+        ConfigError: If a point does not fit its model or has no data; the message tells of all such points.
     """
     light = session.without_weights()
     points, refused = _prepare(jobs, light)
@@ -78,7 +79,7 @@ def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1) -> Plan:
         equal=len(points) - len(different),
         unplanned=list(dict.fromkeys(refused.values())),
         workers=workers,
-        context_folders=list(dict.fromkeys(str(folder) for point in different for folder in _context_folder(point))),
+        trials=trials,
     )
     return Plan(groups, [group for group in groups if group.works()], first, summary)
 
@@ -93,6 +94,8 @@ def _prepare(jobs: Sequence[Job], session: Session) -> tuple[dict[int, Point], d
             points[job.number] = prepare_point(job.experiment, session, job.config)
         except ConfigError as error:
             mistakes[job.number] = error.mistakes or (str(error),)
+        except DataError as error:
+            mistakes[job.number] = (str(error),)
         except SahError as error:
             refused[job.number] = str(error)
         except Exception:
@@ -107,11 +110,6 @@ def _line(job: Job, point: Point, text: str, note: str) -> PointLine:
     there = sum(key in arm.done for arm in point.arms for key in point.row_keys)
     total = len(point.arms) * len(point.row_keys)
     return PointLine(job.number, point.main.label, there, total, point.main.store.id, text, note)
-
-
-def _context_folder(point: Point) -> list[Path]:
-    folder = point.experiment.context_folder
-    return [] if folder is None or not folder.is_dir() else [folder]
 
 
 def _groups(points: Sequence[Point]) -> list[Group]:

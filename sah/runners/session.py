@@ -110,9 +110,7 @@ class Session:
             return
         if files is None or (files.folder, files.capacity_bytes) != (folder, capacity):
             self.contexts.files = files = ContextFiles(folder, capacity)
-        # The ids that the tokenizer makes are part of each context's key, its arguments are not.
-        by_model = {name: value for name, value in identity.items() if name != "tokenizer_kwargs"}
-        files.identify(adapter, {**by_model, "prompt_version": PROMPT_VERSION})
+        files.identify(adapter, context_identity(identity))
 
     def examples(self, experiment: Experiment, model: LoadedModel, identity: dict[str, Any]) -> Sequence[Example]:
         """Make or read the point's examples, once for the process.
@@ -139,6 +137,15 @@ class Session:
                 )
             self._examples[key] = examples
         return self._examples[key]
+
+
+def context_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """Take from a model's identity what contexts in `context_folder` depend on.
+
+    The ids that the tokenizer makes are part of each context's key, its arguments are not.
+    """
+    by_model = {name: value for name, value in identity.items() if name != "tokenizer_kwargs"}
+    return {**by_model, "prompt_version": PROMPT_VERSION}
 
 
 def attention_config(experiment: Experiment) -> MaskedAttentionConfig | None:

@@ -30,7 +30,9 @@ _ELSEWHERE = {"device": "workers"}
 """What a run's provenance says where other processes hold the model."""
 
 
-def show_plan(jobs: Sequence[Job], environment: Mapping[str, str], workers: int, begun: float) -> None:
+def show_plan(
+    jobs: Sequence[Job], environment: Mapping[str, str], workers: int, begun: float, trials: int | None = None
+) -> None:
     """Print what jobs would do, point by point.
 
     Args:
@@ -38,33 +40,35 @@ def show_plan(jobs: Sequence[Job], environment: Mapping[str, str], workers: int,
         environment: What Hydra adds to the environment of each.
         workers: How many processes would share the work.
         begun: `time.perf_counter()` before the jobs were composed.
+        trials: Most jobs of the search that these are a batch of.
 
     Raises:
-        ConfigError: If a point does not fit its model.
+        ConfigError: If a point does not fit its model or has no data.
     """
     with env_override(dict(environment)):
-        plan = make_plan(jobs, Session(), workers)
+        plan = make_plan(jobs, Session(), workers, trials)
     print_plan(plan.summary, Console(), points=True)
     print_lines(f"Composed, checked and planned in {time.perf_counter() - begun:.1f} s.")
 
 
-def begin_sweep(jobs: Sequence[Job], workers: int) -> tuple[Plan, Session]:
+def begin_sweep(jobs: Sequence[Job], workers: int, trials: int | None) -> tuple[Plan, Session]:
     """Plan jobs and show the plan.
 
     Args:
         jobs: The jobs, or the next batch of a sweep's jobs.
         workers: How many processes share the work.
+        trials: Most jobs of the search that these are a batch of.
 
     Returns:
         The plan, and the session of this process, which the jobs will use, too.
 
     Raises:
-        ConfigError: If a point does not fit its model.
+        ConfigError: If a point does not fit its model or has no data.
     """
     session = this_process._session
     if jobs[0].number == 0:
         session.begin()
-    plan = make_plan(jobs, session, workers)
+    plan = make_plan(jobs, session, workers, trials)
     print_plan(plan.summary, Console(stderr=True), points=False)
     return plan, session
 
@@ -92,7 +96,7 @@ def run_groups(plan: Plan, session: Session, options: LauncherOptions) -> None:
         except Exception as error:
             full = isinstance(error, StateError) and isinstance(error.__cause__, OSError)
             if full or workers is not None or isinstance(error, ConfigError):
-                # No other group could be written either, or the jobs would compute everything in this process instead.
+                # No other group could be written or computed either, and this process does not stand in for others.
                 raise
             _log.error("%s: %s", named, error if isinstance(error, SahError) else traceback.format_exc())
 

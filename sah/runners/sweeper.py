@@ -5,8 +5,10 @@ Also registers our plugins with Hydra. Importing it makes Hydra look for all its
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +16,7 @@ from hydra.core.plugins import Plugins
 
 from sah.config.compose import SweepComposer
 from sah.config.launcher import LAUNCHER, SWEEPER
+from sah.results.sweep_file import SWEEP_FILE
 from sah.runners.jobs import compose_jobs
 from sah.runners.launcher import GroupedLauncher, environment, planning
 
@@ -49,10 +52,16 @@ class GroupedSweeper(BasicSweeper):
         Raises:
             ConfigError: If any job cannot be run. Nothing was run then, with our launcher.
         """
-        if not planning.get():
-            return super().sweep(arguments)
         if self.config is None or self.hydra_context is None:
             raise RuntimeError("sweep() needs setup() first")
+        if not planning.get():
+            folder = Path(str(self.config.hydra.sweep.dir))
+            new = [path for path in (folder, *folder.parents) if not path.exists()]
+            try:
+                return super().sweep(arguments)
+            except Exception:
+                _remove_unused(new)
+                raise
         begun = time.perf_counter()
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
@@ -63,6 +72,15 @@ class GroupedSweeper(BasicSweeper):
         workers = self.launcher.options.workers if isinstance(self.launcher, GroupedLauncher) else 1
         show_plan(jobs, environment(self.config), workers, begun)
         return []
+
+
+def _remove_unused(new: Sequence[Path]) -> None:
+    """Remove the folders that a sweep has made, its own first, if nothing ran: Hydra's file is all there is then."""
+    with contextlib.suppress(OSError):
+        if new and [path.name for path in new[0].iterdir()] == [SWEEP_FILE]:
+            (new[0] / SWEEP_FILE).unlink()
+            for path in new:
+                path.rmdir()
 
 
 def register_plugins() -> None:

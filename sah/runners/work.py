@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, answer_lanes
@@ -75,6 +77,7 @@ class GroupWorker:
         self.session = session
         self._adapters: dict[int, ModelAdapterHF] = {}
         self._told: set[int] = set()
+        self._traced: set[tuple[int, type[Exception]]] = set()
         self._ended: set[int] = set()
         """Settings that cannot be run."""
 
@@ -213,7 +216,11 @@ class GroupWorker:
         status: PredictionStatus = "invalid_input" if isinstance(error, DataError) else "model_failed"
         if isinstance(error, SahError) and not isinstance(error, (DataError, ModelError)):
             return error
-        _log.warning("%s, question %d of example %s: %s", setting.label, index, example.key, error)
+        # A fault of the code is told with its traceback, once a setting.
+        traced = isinstance(error, (SahError, MemoryError, torch.OutOfMemoryError)) or (number, type(error)) in self._traced
+        self._traced.add((number, type(error)))
+        told = "%s, question %d of example %s: %s"
+        _log.warning(told, setting.label, index, example.key, error, exc_info=None if traced else error)
         return failed_row(setting, example, index, status, f"{type(error).__name__}: {error}")
 
     def _tell_layers(self, number: int, sparse: tuple[int, ...], layers: int) -> None:

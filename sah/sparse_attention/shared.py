@@ -37,7 +37,7 @@ class Deferred:
     """Weights of a setting's rows, which are multiplied with the values together with those of other settings."""
 
     weights: torch.Tensor
-    """(rows, heads, 1, kv_len), float32; zeros until they are written."""
+    """(rows, kv_heads, heads / kv_heads, kv_len), float32; anything until they are written."""
 
     written: bool = False
 

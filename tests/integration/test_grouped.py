@@ -98,6 +98,38 @@ def test_what_does_not_fit_the_model_is_told_before_any_work(work: Work) -> None
     assert "1 of 3 points cannot be run" in done.text and "dense_layers=[7]" in done.text
 
 
+def test_data_that_cannot_be_had_refuse_the_sweep_once(work: Work) -> None:
+    qa = ROOT / "tests/data/qa.jsonl"
+    done = run("-m", "dataset=jsonl", f"dataset.path={qa},nowhere.jsonl", "masker=topk,random")
+    assert done.code == 1
+    assert "2 of 4 points cannot be run, so none was started" in done.text
+    assert done.text.count("dataset.path=nowhere.jsonl does not exist") == 1
+    assert "In 2 points: 2 (dataset.path=nowhere.jsonl masker=topk), 3 (dataset.path=nowhere.jsonl" in done.text
+    assert work.counts == (0, 0, 0) and list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", ["grouped", "basic"])
+def test_a_refused_sweep_leaves_no_folder(launcher: str) -> None:
+    wrong = "density=0.1,2" if launcher == "grouped" else "masker.topk.nothing=1,2"
+    given = ("-m", "masker=topk", wrong, f"hydra/launcher={launcher}")
+    assert run(*given).code == 1
+    assert list(Path().iterdir()) == []
+    Path("outputs/sweeps").mkdir(parents=True)
+    assert run(*given).code == 1
+    assert list(Path("outputs").rglob("*")) == [Path("outputs/sweeps")], "what was there before stays"
+    Path("mine/0").mkdir(parents=True)
+    Path("mine/note.txt").write_text("kept")
+    assert run(*given, "hydra.sweep.dir=mine").code == 1
+    assert {path.name for path in Path("mine").iterdir()} == {"0", "note.txt", "multirun.yaml"}
+
+
+def test_a_refused_search_leaves_no_folder() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = run("+experiment=search_density", "density=2,3", "hydra.sweeper.n_trials=2")
+    assert done.code == 1 and "density=" in done.text and "is not allowed" in done.text
+    assert list(Path().iterdir()) == []
+
+
 def test_the_points_of_all_batches_are_checked_first(work: Work) -> None:
     done = run("-m", "masker=topk", "density=0.1,2", "hydra.sweeper.max_batch_size=1")
     assert done.code == 1
@@ -201,11 +233,12 @@ def test_one_point_in_two_folders_is_computed_in_both() -> None:
 
 
 def test_secrets_are_hidden_although_nothing_runs() -> None:
-    done = run("-m", "masker=topk", "density=0.1,2", "+model.tokenizer_kwargs.token=hf_of_mine")
+    Path("mine").mkdir()
+    token = "+model.tokenizer_kwargs.token=hf_of_mine"
+    done = run("-m", "masker=topk", "density=0.1,2", token, "hydra.sweep.dir=mine")
     assert done.code == 1
     assert "hf_of_mine" not in done.text
-    (saved,) = Path("outputs/sweeps").rglob("multirun.yaml")
-    assert "hf_of_mine" not in saved.read_text(encoding="utf-8")
+    assert "hf_of_mine" not in Path("mine/multirun.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 
 import sah.results.files as files
+from sah.adapters.huggingface import ModelAdapterHF
+from sah.errors import WorkerError
+from sah.runners.job import JobContext, run_experiment
+from sah.runners.session import Session
 from tests.integration.conftest import Work
-from tests.integration.running import files_under, run, stored
+from tests.integration.groups import experiments, run_settings
+from tests.integration.running import files_under, jobs, run, stored
 from tests.integration.same_rows import check_same_rows
 
 SWEEP = ("-m", "hydra/launcher=grouped", "masker=topk,random", "density=0.1")
@@ -73,6 +78,57 @@ def test_a_disk_that_takes_no_more_ends_the_sweep(
     for name, content in before.items():
         assert len(stored()[name].predictions) == content.count(b"\n"), "every row is whole"
     finish(before, undisturbed)
+
+
+def test_a_point_that_may_not_be_written_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run's lock is another matter: here permission is missing, and the other point goes on."""
+    assert run(*SWEEP).code == 0
+    (folder,) = (point.folder for point in stored().values() if point.label == "topk")
+    (folder / "predictions.jsonl").write_bytes(b"")
+    real_open = os.open
+
+    def refusing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if os.path.abspath(os.fspath(path)).startswith(str(folder.resolve())) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real_open(path, flags, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing)
+        done = run(*SWEEP)
+    assert done.code == 1
+    assert [record["status"] for record in jobs()[-2:]] == ["failed", "ok"]
+    assert f"Could not lock {folder.resolve()}: Permission denied" in done.text.replace("\n", " ")
+    assert "permissions there" in done.text and "output_dir=PATH" in done.text
+    assert "is being written" not in done.text and "Traceback" not in done.text
+
+
+def test_a_dense_baseline_that_fails_is_tried_once(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
+    check_fits = ModelAdapterHF.check_fits
+
+    def defective(self: ModelAdapterHF, *given: Any) -> None:
+        if self.sparse_attention_config is None:
+            raise KeyError("a defect")
+        check_fits(self, *given)
+
+    monkeypatch.setattr(ModelAdapterHF, "check_fits", defective)
+    done = run(*SWEEP)
+    assert done.code == 1
+    assert [record["status"] for record in jobs()] == ["failed", "failed"]
+    assert all("a defect" in record["error"] for record in jobs())
+    assert len(work.prefills) == 2, "no job tries again what its group could not do"
+    alone = run("masker=topk", "density=0.1", "output_dir=alone")
+    assert alone.code == 1 and "a defect" in alone.text, "without its baseline a point is not complete"
+
+
+def test_what_other_processes_left_out_is_not_computed_here(work: Work) -> None:
+    (experiment,) = experiments(("masker=topk",))
+    for backend in ("ray", "slurm"):
+        with pytest.raises(WorkerError, match=f"hydra.launcher.backend={backend} did not give them"):
+            run_experiment(experiment, JobContext(Path(), sweep="mine", backend=backend), Session(), {})
+    assert work.counts == (0, 0, 0) and not Path("outputs").exists()
+    run_settings(("masker=topk",))
+    _, metrics, _ = run_experiment(experiment, JobContext(Path(), sweep="mine", backend="ray"), Session(), {})
+    assert metrics["sparse"]["decode_kv_bytes"] > 0
 
 
 def test_points_in_a_read_only_folder_stay_as_they_are(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

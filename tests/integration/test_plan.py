@@ -125,6 +125,50 @@ def test_what_is_known_only_while_it_runs_is_refused() -> None:
     assert not Path("outputs/points").exists()
 
 
+def test_a_plan_of_a_search_says_what_it_leaves_out() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    shown = plan("+experiment=search_density", "hydra.sweeper.n_jobs=2")
+    assert shown.code == 0 and len(shown_points(shown.out)) == 2, shown.text
+    assert "trials 0 to 1 of up to 20, counted from 0. Later batches are chosen from results" in shown.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_contexts_on_disk_are_counted_without_weights(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("masker=topk", f"model.name=tiny:{family}", "context_folder=contexts")
+    with monkeypatch.context() as patched:
+        patched.setattr(factory, "_loaded", {})
+        patched.setattr(factory, "_outlines", {})
+        before = plan(*given)
+        assert run(*given, "output_dir=one").code == 0
+        for name in ("_loaded", "_outlines"):
+            patched.setattr(factory, name, {})
+        patched.setattr(factory, "create_adapter", None)  # what loads weights
+        Path("contexts/other.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+        Path("contexts/torn.safetensors").write_bytes(b"torn")
+        after = plan(*given)
+        more = plan(*given, "dataset.num_examples=3")
+        other = plan(*given, "+model.tokenizer_kwargs.padding_side=left", "dataset.seed=7")
+    kept = sum(path.stat().st_size for path in Path("contexts").iterdir())
+    (number, unit) = re.findall(r" on disk, ([\d.,]+) ([KM]B) more in context_folder", before.text)[0]
+    assert float(number) * {"KB": 1e3, "MB": 1e6}[unit] == pytest.approx(kept, rel=0.1)
+    assert "read from context_folder" not in before.text
+    assert "Prefills: 0; 2 contexts more are read from context_folder." in after.text
+    assert "more in context_folder." not in after.text
+    assert shown_groups(after.out)[0][3:5] == [0, 0]
+    assert "Prefills: 1; 2 contexts more are read from context_folder." in more.text
+    assert "read from context_folder" not in other.text and shown_groups(other.out)[0][3] == 2
+
+
+def test_a_full_context_folder_does_not_grow() -> None:
+    given = ("masker=topk", "context_folder=contexts")
+    assert run(*given, "context_folder_gib=0.0005").code == 0
+    held = sum(path.stat().st_size for path in Path("contexts").iterdir())
+    assert held
+    for capacity, grows in ((held, False), (held + 100_000, True), (1000, False)):
+        shown = plan(*given, f"context_folder_gib={capacity / 2**30}", "dataset.seed=7")
+        assert ("100 KB more in context_folder" in shown.text) == grows, shown.text
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_points_come_out_the_same_without_weights(family: str, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ("", "+model.model_kwargs.dtype=bfloat16", "+model.model_kwargs.dtype=auto"):

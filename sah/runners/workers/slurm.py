@@ -32,6 +32,10 @@ class SlurmWorkers:
     when it ends as it should, the folder goes. What a killed process left there is taken over by the next run that
     computes the same points: rows that are whole are not computed again, and a job that still writes there stops.
 
+    The dense stores of a group stay locked until its last context has ended, since every job gets its contexts at once
+    and may begin any of them. Another run on the same examples waits for them, `DENSE_WAIT_SECONDS` at most, and ends
+    with the lock's message then; rows of both are safe. Ray's workers get contexts one by one and hold no others.
+
     Args:
         workers: Most jobs at a time.
         retries: How often a context is sent again when a job ended over it.
@@ -62,6 +66,7 @@ class SlurmWorkers:
         files = folder / _FILES
         left = find_leftovers(files, spec)
         try:
+            # All at once: what another run answered is left out of the shards, and dense stores are held from here on.
             pending = [rest for work in works if (rest := _begin(work, spec, sink, left.rows)) is not None]
         except BaseException:
             left.release()

@@ -33,8 +33,8 @@ def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     return scores.gather(-1, indices), indices
 
 
-def descending(scores: torch.Tensor) -> torch.Tensor:
-    """Sort the scores of every row, largest first. Plain twin: `torch.sort`, which on a CPU is many times slower.
+def ascending(scores: torch.Tensor) -> torch.Tensor:
+    """Sort the scores of every row, smallest first. Plain twin: `torch.sort`, which on a CPU is many times slower.
 
     Args:
         scores: (..., n), floating point.
@@ -43,21 +43,23 @@ def descending(scores: torch.Tensor) -> torch.Tensor:
         The sorted scores, same shape.
     """
     if scores.device.type != "cpu" or scores.requires_grad or scores.dtype not in (torch.float32, torch.float64):
-        return scores.sort(dim=-1, descending=True).values
-    return torch.from_numpy(np.sort(scores.numpy(), axis=-1)).flip(-1)
+        return scores.sort(dim=-1).values
+    return torch.from_numpy(np.sort(scores.numpy(), axis=-1))
 
 
-def strongest(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def strongest(values: torch.Tensor, count: torch.Tensor, ordered: torch.Tensor | None = None) -> torch.Tensor:
     """Tell which values are among the largest of their row, as many as each row wants.
 
     Args:
         values: (..., n), floating point.
         count: How many, int64, (...), 0 to n.
+        ordered: The values, smallest first, if they are at hand; what is not among the wanted ones may differ.
 
     Returns:
         Boolean (..., n); of equal values some may be left out.
     """
-    cut = descending(values).gather(-1, (count - 1).clamp(min=0).unsqueeze(-1))
+    ordered = ascending(values) if ordered is None else ordered
+    cut = ordered.gather(-1, (values.shape[-1] - count).clamp(max=values.shape[-1] - 1).unsqueeze(-1))
     chosen = (values >= cut) & (count > 0).unsqueeze(-1)
     if bool((chosen.sum(-1) == count).all()):
         return chosen

@@ -58,7 +58,7 @@ def weigh(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
     """
     if values.deferred is None:
         return shared_output(weights, values)
-    values.deferred.weights.copy_(weights)
+    values.deferred.weights.copy_(weights.view(values.deferred.weights.shape))
     values.deferred.written = True
     return torch.zeros(*weights.shape[:3], values.shape[3], device=weights.device)
 
@@ -74,14 +74,29 @@ def shared_output(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
         (rows, heads, 1, value_dim), float32.
     """
     rows, heads, _, _ = weights.shape
-    kv_heads, length = values.context.shape[1:3]
-    grouped = weights.view(rows, kv_heads, heads // kv_heads, -1)
+    kv_heads = values.shape[1]
+    return grouped_output(weights.view(rows, kv_heads, heads // kv_heads, -1), values).view(rows, heads, 1, -1)
+
+
+def grouped_output(weights: torch.Tensor, values: SharedStates) -> torch.Tensor:
+    """Sum values by their weights.
+
+    Args:
+        weights: (rows, kv_heads, heads / kv_heads, kv_len), float32; no copy of it is made where its KV heads lie
+            apart in memory.
+        values: (rows, kv_heads, kv_len, value_dim).
+
+    Returns:
+        (rows, kv_heads, heads / kv_heads, value_dim), float32.
+    """
+    rows, kv_heads, group, _ = weights.shape
+    length = values.context_length
     # One matrix a KV head holds the weights of all rows over the context.
-    over_context = grouped[..., :length].transpose(0, 1).flatten(1, 2)
-    output = (over_context @ values.context[0].float()).view(kv_heads, rows, heads // kv_heads, -1).transpose(0, 1)
+    over_context = weights[..., :length].transpose(0, 1).flatten(1, 2)
+    output = (over_context @ values.context[0].float()).view(kv_heads, rows, group, -1).transpose(0, 1)
     if values.used:
-        output = output + grouped[..., length:] @ values.own_rows().float()
-    return output.reshape(rows, heads, 1, -1)
+        output = output + weights[..., length:] @ values.own_rows().float()
+    return output.contiguous()
 
 
 def attend_everything(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sah.sparse_attention.grouping import any_of_group, combine_heads
-from sah.sparse_attention.kernels.largest import descending, strongest
+from sah.sparse_attention.kernels.largest import ascending, strongest
 from sah.sparse_attention.kernels.scores import attention_logits, cap_logits, group_size
 from sah.sparse_attention.kernels.shared import call_logits
 from sah.sparse_attention.key_lists import to_heads
@@ -91,12 +91,13 @@ class TopPMasker(SelectiveMasker):
             piece[:] = self._mass(logits, allowed[:, mine], kwargs.get("softcap"), 1)
         totals = mass.sum(-1, keepdim=True)
         hide_kept(mass, attention_mask, previous_mask)
-        pieces = zip(torch.split(mass, lists, dim=1), torch.split(totals, lists, dim=1), strict=True)
-        add = torch.cat([self._to_add(piece, total) for piece, total in pieces], dim=1)
         if shared is not None:
             # Rows keep many keys, and very different numbers of them: a dense mask is smaller work than lists.
-            chosen = strongest(mass, add)
+            ordered = ascending(mass)
+            chosen = strongest(mass, self._to_add(mass, ordered, totals), ordered)
             return previous_mask.merge(Mask.from_dense(previous_mask.shape, to_heads(chosen, heads)))
+        pieces = zip(torch.split(mass, lists, dim=1), torch.split(totals, lists, dim=1), strict=True)
+        add = torch.cat([self._to_add(piece, ascending(piece), total) for piece, total in pieces], dim=1)
         return extend_by_best(previous_mask, mass, add)
 
     def _mass(self, logits: torch.Tensor, allowed: torch.Tensor, softcap: float | None, kv_heads: int) -> torch.Tensor:
@@ -106,12 +107,21 @@ class TopPMasker(SelectiveMasker):
         mass = torch.softmax(logits.double(), dim=-1).nan_to_num(0.0)
         return combine_heads(mass, kv_heads, "mean") if self.by_group else mass
 
-    def _to_add(self, mass: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        """Count the keys to add, by masses that are minus infinity for keys that may not be chosen."""
-        residual = (mass > float("-inf")).sum(-1)
-        left = mass.clamp(min=0.0)
-        needed = self.config.top_p - (total - left.sum(-1, keepdim=True))
-        return self._smallest_count(descending(left), needed, residual)
+    def _to_add(self, mass: torch.Tensor, ordered: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """Count the keys to add, by masses that are minus infinity for keys that may not be chosen.
+
+        Args:
+            mass: (batch, lists, q_len, kv_len).
+            ordered: The same, smallest first.
+            total: Mass of all keys, (batch, lists, q_len, 1).
+
+        Returns:
+            Keys to add, (batch, lists, q_len), int64.
+        """
+        residual = (ordered > float("-inf")).sum(-1)
+        left = ordered.flip(-1).clamp_(min=0.0)
+        needed = self.config.top_p - (total - mass.clamp(min=0.0).sum(-1, keepdim=True))
+        return self._smallest_count(left, needed, residual)
 
     def _smallest_count(self, ordered: torch.Tensor, needed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Count how many of the masses, largest first, it takes to reach what is needed."""

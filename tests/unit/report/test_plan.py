@@ -17,11 +17,13 @@ GROUP = GroupSummary(
     complete=1,
     contexts=8,
     to_prefill=6,
+    stored=0,
     tokens=12_345,
     answers_there=16,
     to_compute=24,
     seconds=600.0,
     new_bytes=2.1e6,
+    context_bytes=0.0,
     basis="Guessed.",
 )
 LINES = [
@@ -53,8 +55,10 @@ def printed(plan: PlanSummary, *, points: bool) -> list[list[str]]:
         (119, "119 s"),
         (120, "2 min"),
         (5400, "90 min"),
+        (7100, "120 min"),
         (9000, "2.5 h"),
         (260_000, "3 days"),
+        (86_400 * 123, "120 days"),
     ],
 )
 def test_times_are_told_in_the_unit_that_fits(seconds: float, expected: str) -> None:
@@ -62,7 +66,12 @@ def test_times_are_told_in_the_unit_that_fits(seconds: float, expected: str) -> 
 
 
 def test_sizes_are_told_in_the_unit_that_fits() -> None:
-    assert [size(number) for number in (54_321, 2.14e6, 3e9)] == ["54 KB", "2.1 MB", "3 GB"]
+    sizes = {0: "0 KB", 54_321: "54 KB", 112_000: "110 KB", 2.14e6: "2.1 MB", 987e6: "990 MB", 3e9: "3 GB"}
+    assert {number: size(number) for number in (*sizes, 3.44e9, 1.2e12)} == {
+        **sizes,
+        3.44e9: "3.4 GB",
+        1.2e12: "1,200 GB",
+    }
 
 
 def test_a_plan_in_words() -> None:
@@ -70,13 +79,24 @@ def test_a_plan_in_words() -> None:
     assert counted == "3 points, 1 of them equal to another one and run once. Complete: 2 of 8."
     assert estimate == "Rough estimate: 5.5 min with 2 workers and 4.2 MB on disk. Guessed."
     assert refused == "Not planned, left to its job: no such model"
-    with_folder = dataclasses.replace(PLAN, context_folders=["/kept"])
-    assert plan_lines(with_folder)[2] == "Contexts that lie in /kept are read and need no prefill."
+
+
+def test_contexts_on_disk_are_told() -> None:
+    group = dataclasses.replace(GROUP, stored=2, context_bytes=3.44e9)
+    _, estimate, prefills, _ = plan_lines(dataclasses.replace(PLAN, groups=[group]))
+    assert "2.1 MB on disk, 3.4 GB more in context_folder." in estimate
+    assert prefills == "Prefills: 6; 2 contexts more are read from context_folder."
+
+
+@pytest.mark.parametrize(("trials", "told"), [(None, False), (20, True), (3, False)])
+def test_a_batch_of_a_search_is_no_plan_of_all(trials: int | None, told: bool) -> None:
+    line = "One batch of a search: trials 0 to 2 of up to 20, counted from 0. Later batches are chosen from results"
+    assert any(line in said for said in plan_lines(dataclasses.replace(PLAN, trials=trials))) == told
 
 
 def test_a_plan_with_nothing_to_do_says_so() -> None:
     done = dataclasses.replace(GROUP, to_prefill=0, to_compute=0, seconds=0.0, basis="")
-    plan = dataclasses.replace(PLAN, groups=[done], points=LINES[:1], equal=0, unplanned=[], context_folders=["/kept"])
+    plan = dataclasses.replace(PLAN, groups=[done], points=LINES[:1], equal=0, unplanned=[], trials=1)
     assert plan_lines(plan) == ["1 point. Complete: 1 of 4.", "Nothing is left to compute."]
     assert printed(plan, points=False)[-3][-1] == "-", "a time is not made up"
 

@@ -12,7 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from sah.adapters.factory import load_adapter_cached
+from sah.adapters.kv_cache import cache_bytes
 from sah.adapters.sources.tiny import FAMILIES, SLIDING_WINDOW, family_config
+from sah.config.model import ModelConfig
 from sah.results.rows import PredictionRow
 from sah.results.store import PointStore
 from sah.runners.estimate import ROW_BYTES, ModelCost, find_rates
@@ -49,6 +52,15 @@ def test_a_token_over_a_context_costs_its_weights_and_the_keys_it_reads() -> Non
 def test_layers_with_a_window_read_no_more_than_it() -> None:
     cost = ModelCost(AutoModelForCausalLM.from_config(family_config("gemma3")).eval())
     assert cost.attended(1000) == 64 * (5 * SLIDING_WINDOW + 1000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_context_takes_what_its_cache_takes(family: str) -> None:
+    adapter = load_adapter_cached(ModelConfig(name=f"tiny:{family}"))
+    cache = adapter.prefill("The grass is green. " * 60)
+    assert cache.length > SLIDING_WINDOW
+    expected = cache_bytes(cache.past_key_values) + 8 * cache.length
+    assert ModelCost(adapter.model).context_bytes(cache.length) == pytest.approx(expected, rel=0.02)
 
 
 def test_an_outline_costs_what_the_model_costs() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sah.sparse_attention import LocalMaskerConfig, Mask, SinkMaskerConfig, TopKMaskerConfig, TopPMaskerConfig
-from sah.sparse_attention.kernels.largest import BLOCK_NUMBERS, descending, largest, strongest
+from sah.sparse_attention.kernels.largest import BLOCK_NUMBERS, ascending, largest, strongest
 from tests.support.attention import F32, SHAPES, Shape, causal, efficient, inclusion_of, make_inputs, research
 
 
@@ -142,9 +142,9 @@ def test_sorting_is_torch_s(dtype: torch.dtype) -> None:
     scores = torch.randn(30, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype).transpose(0, 2)
     scores[1, 0, 3:9], scores[2], scores[3, 1, ::2] = 0.5, float("-inf"), float("-inf")
     before = scores.clone()
-    found = descending(scores)
+    found = ascending(scores)
     assert found.dtype == dtype
-    assert torch.equal(found, scores.sort(dim=-1, descending=True).values)
+    assert torch.equal(found, scores.sort(dim=-1).values)
     assert torch.equal(scores, before), "its argument is not sorted in place"
 
 
