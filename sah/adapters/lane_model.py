@@ -63,7 +63,7 @@ class LaneModel:
         self._workspace = Workspace()
         self._everyone = LaneSetting(0, settings[-1].stop, None, None, LaneSeconds(settings[-1].stop))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def next_ids(
         self,
         phase: str,
@@ -192,7 +192,7 @@ def _attend_densely(
     special: Mapping[str, Any],
 ) -> torch.Tensor:
     """Attend to every key, or those of a window, in pieces of rows whose logits are bounded; (rows, heads, dim)."""
-    step = rows_at_once(queries.shape[1], keys.shape[2])
+    step = rows_at_once(queries, keys)
     found = [
         attend_everything(
             queries[start : start + step],

@@ -54,6 +54,9 @@ class CommonProducts:
         kv_len = layer.context[0].shape[2] + everyone.used
         asking = [group for group in groups if layer_idx in group.setting.wide]
         together = len(asking) > 1 and len(queries) * heads * kv_len <= MOST_NUMBERS
+        if 2 * sum(len(group.lanes) for group in asking) > len(queries):
+            # A few rows more cost less than to pick the others.
+            asking = list(groups)
         self._asking = asking if together else []
         self._logits: dict[int, torch.Tensor] = {}
         self._deferred: dict[int, Deferred] = {}
@@ -69,7 +72,7 @@ class CommonProducts:
         shape = (kv_heads, len(rows), heads // kv_heads, kv_len)
         self._weights = workspace.take("weights", shape, torch.float32, queries.device).transpose(0, 1)
         sizes = [len(group.lanes) for group in asking]
-        pieces = zip(asking, logits.split(sizes), self._weights.split(sizes), strict=True)
+        pieces = zip(asking, torch.split(logits, sizes), torch.split(self._weights, sizes), strict=True)
         for group, mine, weights in pieces:
             self._logits[group.rows.start] = mine
             self._deferred[group.rows.start] = Deferred(weights)

@@ -22,7 +22,7 @@ from sah.adapters.lane_cache import bytes_a_token
 from sah.adapters.lane_support import lanes_supported, rope_agrees
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS
 from sah.errors import SahError
-from sah.sparse_attention.kernels.shared import PIECE_NUMBERS
+from sah.sparse_attention.kernels.shared import piece_numbers
 
 if TYPE_CHECKING:
     from sah.adapters.huggingface import ModelAdapterHF
@@ -149,7 +149,8 @@ def _fitting(adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Prepa
     a_row = 4 * (12 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size))
     # Logits of a piece of rows with their copies, of one setting and of all together.
     heads, kv_len = config.num_attention_heads, cache.length
-    a_piece = 4 * min(PIECE_NUMBERS, sum(len(lane.question_ids) for lane in lanes) * heads * kv_len)
+    rows = sum(len(lane.question_ids) for lane in lanes)
+    a_piece = 4 * min(piece_numbers(adapter.model.device), rows * heads * kv_len)
     taken, width, room = 8 * a_piece, 0, 0
     for lane in lanes:
         # Every lane has the room of the longest.

@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, answer_lanes
@@ -216,9 +214,10 @@ class GroupWorker:
         status: PredictionStatus = "invalid_input" if isinstance(error, DataError) else "model_failed"
         if isinstance(error, SahError) and not isinstance(error, (DataError, ModelError)):
             return error
-        # A fault of the code is told with its traceback, once a setting.
-        traced = isinstance(error, (SahError, MemoryError, torch.OutOfMemoryError)) or (number, type(error)) in self._traced
-        self._traced.add((number, type(error)))
+        # A fault of the code is told with its traceback, once a setting; those of torch say enough themselves.
+        fault = (number, type(error))
+        traced = isinstance(error, (SahError, RuntimeError, MemoryError)) or fault in self._traced
+        self._traced.add(fault)
         told = "%s, question %d of example %s: %s"
         _log.warning(told, setting.label, index, example.key, error, exc_info=None if traced else error)
         return failed_row(setting, example, index, status, f"{type(error).__name__}: {error}")

@@ -81,7 +81,7 @@ class EfficientAttention(ResearchAttention):
         if not all(masker.works_in_lanes for masker in self.recipe_of(layer_idx)):
             return super().attend_lanes(module, queries, keys, values, scaling, states, **kwargs)
         rows = len(queries)
-        step = rows_at_once(queries.shape[1], keys.shape[2])
+        step = rows_at_once(queries, keys)
         pieces = []
         for start in range(0, rows, step):
             piece = slice(start, start + step)

@@ -23,7 +23,7 @@ class LaneSeconds:
     """
 
     def __init__(self, lanes: int) -> None:
-        self._seconds = torch.zeros(lanes, 2, dtype=torch.double)
+        self._seconds = [(0.0, 0.0)] * lanes
 
     def add(self, lanes: torch.Tensor, selection: float, attention: float) -> None:
         """Add a call.
@@ -33,13 +33,14 @@ class LaneSeconds:
             selection: Seconds spent on choosing keys.
             attention: Seconds spent on attending to them.
         """
-        share = torch.tensor([selection, attention], dtype=torch.double) / len(lanes)
-        self._seconds.index_add_(0, lanes.cpu(), share.expand(len(lanes), -1))
+        shares = selection / len(lanes), attention / len(lanes)
+        for lane in lanes.tolist():
+            before = self._seconds[lane]
+            self._seconds[lane] = before[0] + shares[0], before[1] + shares[1]
 
     def of(self, lane: int) -> tuple[float, float]:
         """Return selection and attention of one lane."""
-        selection, attention = self._seconds[lane].tolist()
-        return selection, attention
+        return self._seconds[lane]
 
 
 class LaneStates:
@@ -62,8 +63,9 @@ class LaneStates:
         self._identities = [meta_data[LANES_KEY][0] for meta_data in alone]
         self._phase = QUESTION
         self._sums: dict[tuple[str, int], torch.Tensor] = {}
-        """Sum of the densities of each lane's rows and their number, (lanes, 2), double."""
-        self._sparse_calls: dict[tuple[str, int], torch.Tensor] = {}
+        """Sum of the densities of each lane's rows, and their number, (2, lanes), double."""
+        self._dense: set[int] = set()
+        """Layers that are no sparse ones."""
 
     def begin(self, phase: str, lanes: Sequence[int]) -> None:
         """Say what the next model call is for.
@@ -94,23 +96,21 @@ class LaneStates:
             dense: Whether the layer is one of `dense_layers`.
         """
         name = (self._phase, layer_idx)
-        lanes = keys.lanes
+        if dense:
+            self._dense.add(layer_idx)
         if name not in self._sums:
-            self._sums[name] = torch.zeros(len(self._identities), 2, dtype=torch.double, device=lanes.device)
-            self._sparse_calls[name] = torch.zeros(len(self._identities), dtype=torch.long, device=lanes.device)
-        shares = (kept.double() / keys.lengths.view(-1, 1, 1)).mean(dim=(1, 2)).expand(len(lanes))
-        self._sums[name].index_add_(0, lanes, torch.stack([shares, torch.ones_like(shares)], dim=-1))
-        if not dense:
-            # A question's rows may come in pieces, which are one call all the same.
-            before = self._sparse_calls[name][lanes] if self._phase != QUESTION else 0
-            self._sparse_calls[name][lanes] = before + torch.ones_like(lanes)
+            self._sums[name] = torch.zeros(2, len(self._identities), dtype=torch.double, device=keys.device)
+        shares = (kept.double() / keys.lengths.view(-1, 1, 1)).mean(dim=(1, 2)).expand(len(keys.lanes))
+        self._sums[name].index_add_(1, keys.lanes, torch.stack([shares, torch.ones_like(shares)]))
 
     def statistics(self, lane: int) -> AttentionStatistics:
         """Return what one lane kept, in layers of both kinds."""
         found = AttentionStatistics()
         found.merge(self.alone[lane][STATISTICS_KEY])
-        for name, sums in self._sums.items():
-            found.add(*name, sums[lane], int(self._sparse_calls[name][lane]))
+        for (phase, layer_idx), sums in self._sums.items():
+            # A lane has one row a step, but a question's rows are one call.
+            calls = 1 if phase == QUESTION else int(sums[1, lane])
+            found.add(phase, layer_idx, sums[:, lane], 0 if layer_idx in self._dense else calls)
         return found
 
     def seconds(self, lane: int) -> tuple[float, float]:

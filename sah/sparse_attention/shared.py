@@ -72,6 +72,9 @@ class SharedStates:
     in_order: bool
     """Whether the rows are exactly the lanes in their order."""
 
+    may_read: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """What `allowed` returns, where it is at hand."""
+
     known: KnownLogits = field(default_factory=KnownLogits, compare=False, repr=False)
     """What was computed of these keys already; see `kernels.shared.call_logits`."""
 
@@ -81,7 +84,8 @@ class SharedStates:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(rows, kv_heads, kv_len, dim), kv_len being the longest row's."""
-        return len(self.lanes), self.context.shape[1], self.context_length + self.used, self.context.shape[3]
+        _, kv_heads, length, dim = self.context.shape
+        return self.lanes.shape[0], kv_heads, length + self.used, dim
 
     @property
     def context_length(self) -> int:
@@ -105,8 +109,7 @@ class SharedStates:
 
     def allowed(self) -> torch.Tensor:
         """Return which keys each row may read, boolean (rows, 1, 1, kv_len)."""
-        places = torch.arange(self.shape[2], device=self.device)
-        return (places < self.lengths.unsqueeze(-1))[:, None, None]
+        return readable(self.lengths, self.shape[2]) if self.may_read is None else self.may_read
 
     def own_rows(self) -> torch.Tensor:
         """Return what each row has behind the context, (rows, kv_heads, used, dim); a copy unless rows are lanes."""
@@ -128,17 +131,28 @@ class SharedStates:
             context=self.context[:, :, start:stop],
             own=self.own[:, :, :0],
             used=0,
+            may_read=None,
             known=KnownLogits(),
             deferred=None,
         )
 
     def of_rows(self, rows: slice | torch.Tensor) -> SharedStates:
         """Keep some rows, a range or their numbers in ascending order; with all of them nothing is forgotten."""
+        if isinstance(rows, slice) and rows.start == 0 and rows.stop >= self.lanes.shape[0]:
+            return self
         lanes = self.lanes[rows]
         if len(lanes) == len(self.lanes):
             return self
         lengths = self.lengths[rows]
-        return replace(self, lanes=lanes, lengths=lengths, in_order=False, known=KnownLogits(), deferred=None)
+        return replace(
+            self,
+            lanes=lanes,
+            lengths=lengths,
+            in_order=False,
+            may_read=None,
+            known=KnownLogits(),
+            deferred=None,
+        )
 
     def of_lane(self, lane: int, length: int) -> torch.Tensor:
         """Write the first keys of one lane out, (1, kv_heads, length, dim)."""
@@ -152,6 +166,17 @@ class SharedStates:
     def with_states(self, context: torch.Tensor, own: torch.Tensor) -> SharedStates:
         """Hold other states of the same rows, e.g. labels of the keys, of the same room."""
         return replace(self, context=context, own=own, known=KnownLogits(), deferred=None)
+
+
+def readable(lengths: torch.Tensor, kv_len: int) -> torch.Tensor:
+    """Mark the first keys of every row, boolean (rows, 1, 1, kv_len).
+
+    Args:
+        lengths: How many, (rows,), int64.
+        kv_len: Keys in all.
+    """
+    places = torch.arange(kv_len, device=lengths.device)
+    return (places < lengths.unsqueeze(-1))[:, None, None]
 
 
 States = torch.Tensor | SharedStates

@@ -18,13 +18,17 @@ WIDE_SHARE = 64
 """Lists of more keys than this part of all keys are weighed by a product with all values instead of being gathered."""
 
 
-PIECE_NUMBERS = 1 << 22
-"""Attention logits that are held at once for the rows of a setting."""
+def piece_numbers(device: torch.device) -> int:
+    """Return how many attention logits are held at once for the rows of a setting.
+
+    On a CPU they and their temporaries should stay in its caches; other devices want large pieces.
+    """
+    return 1 << 19 if device.type == "cpu" else 1 << 24
 
 
-def rows_at_once(heads: int, kv_len: int) -> int:
+def rows_at_once(queries: torch.Tensor, keys: SharedStates) -> int:
     """Return how many rows are worked off at once, at least one."""
-    return max(1, PIECE_NUMBERS // (heads * kv_len))
+    return max(1, piece_numbers(queries.device) // (queries.shape[1] * keys.shape[2]))
 
 
 def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> torch.Tensor:

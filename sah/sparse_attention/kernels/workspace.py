@@ -30,8 +30,10 @@ class Workspace:
         key = (name, dtype, device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
-            # Some room to grow, since kv_len grows by one at every step.
-            buffer = self._buffers[key] = torch.empty(size + size // 8, dtype=dtype, device=device)
+            # Made in inference mode it could not be written to outside it.
+            with torch.inference_mode(False):
+                # Some room to grow, since kv_len grows by one at every step.
+                buffer = self._buffers[key] = torch.empty(size + size // 8, dtype=dtype, device=device)
         return buffer[:size].view(*shape)
 
     def nbytes(self) -> int:

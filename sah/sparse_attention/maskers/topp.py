@@ -15,8 +15,10 @@ from sah.sparse_attention.grouping import any_of_group, combine_heads
 from sah.sparse_attention.kernels.largest import ascending, strongest
 from sah.sparse_attention.kernels.scores import attention_logits, cap_logits, group_size
 from sah.sparse_attention.kernels.shared import call_logits
+from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import to_heads
 from sah.sparse_attention.mask import Mask
+from sah.sparse_attention.masker_config import MaskerConfig
 from sah.sparse_attention.maskers.base import SelectiveMasker, best_of_residual, extend_by_best, hide_kept
 from sah.sparse_attention.maskers.topp_config import TopPMaskerConfig
 from sah.sparse_attention.shared import SharedStates
@@ -30,6 +32,10 @@ class TopPMasker(SelectiveMasker):
 
     config: TopPMaskerConfig
     works_in_lanes = True
+
+    def __init__(self, config: MaskerConfig, key: str = "", seed: int = 0) -> None:
+        super().__init__(config, key, seed)
+        self._workspace = Workspace()
 
     def add_mask(
         self,
@@ -81,7 +87,8 @@ class TopPMasker(SelectiveMasker):
         allowed = attention_mask.expand(-1, heads, -1, -1)
         shared = call_logits(queries, keys, scaling) if isinstance(keys, SharedStates) else None
         # KV head by KV head, so that only the masses are ever held for all heads.
-        mass = torch.empty(batch, kv_heads * lists, q_len, kv_len, dtype=torch.double, device=keys.device)
+        shape = (batch, kv_heads * lists, q_len, kv_len)
+        mass = self._workspace.take("mass", shape, torch.double, keys.device)
         for head, piece in enumerate(torch.split(mass, lists, dim=1)):
             mine = slice(head * group, (head + 1) * group)
             if shared is None:

@@ -172,7 +172,7 @@ def test_products_in_common_change_nothing(own: ModelAdapterHF, monkeypatch: pyt
     alone = [run_alone(cache, lane) for lane in lanes]
     for most, piece in ((0, 1 << 22), (1 << 40, 1 << 22), (0, 4 * 70 * 3), (1 << 40, 4 * 70 * 3)):
         monkeypatch.setattr(lane_products, "MOST_NUMBERS", most)
-        monkeypatch.setattr(kernels, "PIECE_NUMBERS", piece)
+        monkeypatch.setattr(kernels, "piece_numbers", lambda device, most=piece: most)
         assert not assert_agree(cache, lanes, alone).ties
 
 

@@ -266,7 +266,7 @@ def test_sinks_and_soft_caps_count_the_same(recipe: str, special: str) -> None:
 def test_pieces_of_rows_give_the_same(recipe: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(4, 2, 16, 16, 37, (9, 1, 4))
     whole, whole_states = outputs(built(recipe, case), case, plain=False)
-    monkeypatch.setattr(kernels, "PIECE_NUMBERS", rows * case.heads * (case.context + 9))
+    monkeypatch.setattr(kernels, "piece_numbers", lambda device: rows * case.heads * (case.context + 9))
     pieces, states = outputs(built(recipe, case), case, plain=False)
     for one, other in zip(whole, pieces, strict=True):
         assert_near(other, one)
