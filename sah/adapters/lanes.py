@@ -44,8 +44,28 @@ class Lane:
     """Share of the sparse attention calls that are compared with dense attention; above 0 the lane runs alone."""
 
 
+@dataclass
+class LaneWidth:
+    """What is known of how many lanes a batch can hold. Kept from one context to the next."""
+
+    most: int | None = None
+    """Set when memory ran out with more."""
+
+    def shrink(self, tried: int) -> None:
+        """Note that memory ran out with so many lanes, and let go of what the device's allocator holds."""
+        self.most = (tried + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+
+
 def answer_lanes(
-    adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Lane], budget_bytes: int
+    adapter: ModelAdapterHF,
+    cache: ContextCache,
+    lanes: Sequence[Lane],
+    budget_bytes: int,
+    width: LaneWidth | None = None,
 ) -> Iterator[tuple[int, Answer | Exception]]:
     """Answer lanes in batches as wide as memory allows.
 
@@ -55,6 +75,7 @@ def answer_lanes(
         lanes: The lanes. Those of one setting share an adapter and stand together.
         budget_bytes: Memory for what a batch takes beside the model and the context. One lane runs in any case. Where
             memory runs out all the same, narrower batches are tried.
+        width: What earlier contexts taught of the width; written to.
 
     Yields:
         The number of a lane and its answer, or the error that kept it from having one, as soon as it is there.
@@ -88,10 +109,10 @@ def answer_lanes(
         else:
             prepared.append(PreparedLane(number, lane.adapter, ids, lane.max_new_tokens))
     queue = [prepared] if prepared else []
-    width = len(prepared)
+    width = width or LaneWidth()
     while queue:
         waiting = queue.pop(0)
-        size = min(width, _fitting(adapter, cache, waiting, budget_bytes))
+        size = min(width.most or len(waiting), _fitting(adapter, cache, waiting, budget_bytes))
         chosen, later = waiting[:size], waiting[size:]
         done: set[int] = set()
         try:
@@ -101,8 +122,8 @@ def answer_lanes(
         except Exception as error:
             rest = [lane for lane in chosen if lane.number not in done]
             if _is_out_of_memory(error) and size > 1:
-                width = (size + 1) // 2
-                _log.warning("Out of memory with %d answers in a batch: going on with %d.", size, width)
+                width.shrink(size)
+                _log.warning("Out of memory with %d answers in a batch: going on with %d.", size, width.most)
                 later = rest + later
             elif len(settings := _by_setting(rest)) > 1:
                 # Which setting is at fault shows when each has a batch of its own.

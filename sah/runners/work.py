@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
-from sah.adapters.lanes import Lane, answer_lanes
+from sah.adapters.lanes import Lane, LaneWidth, answer_lanes
 from sah.config.experiment import Experiment
 from sah.data.example import Example, Question
 from sah.errors import DataError, ModelError, SahError
@@ -74,6 +74,7 @@ class GroupWorker:
         self.spec = spec
         self.session = session
         self._adapters: dict[int, ModelAdapterHF] = {}
+        self._width = LaneWidth()
         self._told: set[int] = set()
         self._traced: set[tuple[int, type[Exception]]] = set()
         self._ended: set[int] = set()
@@ -140,7 +141,7 @@ class GroupWorker:
                 unusable.add(setting)
                 yield setting, error
         budget = min(self.spec.settings[setting].experiment.lanes_bytes for setting, _ in work.pending)
-        for lane, outcome in answer_lanes(dense, cache, lanes, budget):
+        for lane, outcome in answer_lanes(dense, cache, lanes, budget, self._width):
             setting, number = places[lane]
             if setting in unusable:
                 continue

@@ -16,7 +16,7 @@ from sah.adapters.context_cache import ContextCache
 from sah.adapters.factory import load_adapter_cached
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
-from sah.adapters.lanes import Lane
+from sah.adapters.lanes import Lane, LaneWidth
 from sah.config.model import ModelConfig
 from sah.config.register import register_configs
 from sah.runners.session import Session
@@ -83,11 +83,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         return prefill(self, context)
 
     def counting_lanes(
-        adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Lane], budget_bytes: int
+        adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Lane], budget_bytes: int, width: LaneWidth
     ) -> Iterator[tuple[int, Answer | Exception]]:
         for lane in lanes:
             (counted.dense if lane.adapter.sparse_attention is None else counted.sparse).append(lane.question)
-        yield from answer_lanes(adapter, cache, lanes, budget_bytes)
+        yield from answer_lanes(adapter, cache, lanes, budget_bytes, width)
 
     monkeypatch.setattr(ModelAdapterHF, "prefill", counting_prefill)
     monkeypatch.setattr(runners_work, "answer_lanes", counting_lanes)

@@ -20,7 +20,7 @@ from sah.adapters import lane_model, lane_products
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lane_support import lanes_supported
-from sah.adapters.lanes import Lane, answer_lanes
+from sah.adapters.lanes import Lane, LaneWidth, answer_lanes
 from sah.errors import ConfigError, DataError, StateError
 from sah.sparse_attention import (
     AdaptiveSamplingMaskerConfig,
@@ -313,6 +313,7 @@ def talking() -> tuple[ModelAdapterHF, Any, list[Lane], list[Answer | Exception]
             Lane(adapter, QUESTIONS[1], "It is ", max_new_tokens=2),
             Lane(adapter, QUESTIONS[2], max_new_tokens=4),
         ]
+    assert lanes_supported(own, cache), "asked here, so that no test meets the call that finds out"
     return own, cache, lanes, [answered(cache, lane) for lane in lanes]
 
 
@@ -395,6 +396,16 @@ def test_a_batch_shrinks_until_memory_suffices(kind: str, talking: Talking, capl
     assert max(seen[2:]) == 2
     assert [record.args for record in caplog.records] == [(6, 3), (3, 2)]
     assert same_cache(snapshot(cache.past_key_values), before)
+
+
+def test_the_width_that_memory_allowed_is_kept_for_the_next_context(talking: Talking) -> None:
+    own, cache, lanes, expected = talking
+    known = LaneWidth()
+    with widths(own.model, 2) as seen:
+        for _ in range(2):
+            assert_answers(list(answer_lanes(own, cache, lanes[2:8], PLENTY, known)), expected[2:8])
+    assert known.most == 2
+    assert [width for width in seen if width > 2] == [6, 3]
 
 
 def test_lanes_that_are_done_stay_done_when_memory_runs_out(talking: Talking) -> None:

@@ -124,7 +124,8 @@ def test_topp_at_decode_holds_nothing_but_masses_for_all_heads(selection: str) -
             inputs.queries, inputs.keys, inputs.values, allowed, inputs.scaling, 0.0, {}, previous, layer_idx=0
         )
     assert mask.lists
-    assert [storage.nbytes() for storage in large.storages.values()] == [lists * kv_len * 8]
+    # A buffer that is used again has an eighth of room to grow.
+    assert [storage.nbytes() for storage in large.storages.values()] == [lists * kv_len * 9]
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 20), (2, 3, 1, 30), (5, BLOCK_NUMBERS // 2 - 1), (2, BLOCK_NUMBERS + 1)])
