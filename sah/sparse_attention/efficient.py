@@ -116,7 +116,7 @@ class EfficientAttention(ResearchAttention):
                 queries, keys, values, mask.spans, mask.lists, scaling, self.workspace, sinks=sinks, softcap=softcap
             )
         else:
-            inclusion = mask.to_dense() * allowed
+            inclusion = mask.inclusion(allowed)
             output = attend_dense_mask(queries, keys, values, inclusion, scaling, sinks=sinks, softcap=softcap)
         states.together_seconds.add(keys.lanes, chosen - begun, now(queries.device)[0] - chosen)
         return output

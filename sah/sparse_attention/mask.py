@@ -62,7 +62,7 @@ class Mask:
         Returns:
             The mask.
         """
-        return cls(shape, inclusion.device, dense=inclusion.float())
+        return cls(shape, inclusion.device, dense=inclusion)
 
     @classmethod
     def from_spans(cls, shape: Shape, spans: Spans, device: torch.device | str = "cpu") -> Mask:
@@ -120,7 +120,7 @@ class Mask:
             Float32, broadcastable to (batch, heads, q_len, kv_len); not to be written to.
         """
         if self._dense is not None:
-            return self._dense
+            return self._dense.float()
         _, heads, q_len, kv_len = self.shape
         dense = torch.full((1, 1, 1, kv_len), 1.0 if self._is_full else 0.0, device=self.device)
         for start, stop in self.spans:
@@ -131,6 +131,25 @@ class Mask:
             ground = torch.zeros(*indices.shape[:3], kv_len, device=self.device)
             dense = torch.maximum(dense, ground.scatter_reduce(3, indices, probabilities, reduce="amax"))
         return dense.expand(-1, -1, q_len, -1)
+
+    def kept(self) -> torch.Tensor:
+        """Return which keys may be read at all, boolean, broadcastable to (batch, heads, q_len, kv_len)."""
+        if self._dense is not None and self._dense.dtype == torch.bool:
+            return self._dense
+        return self.to_dense() > 0
+
+    def inclusion(self, allowed: torch.Tensor) -> torch.Tensor:
+        """Return the inclusion probabilities of allowed keys, 0 for others.
+
+        Args:
+            allowed: Boolean, broadcastable to (batch, heads, q_len, kv_len).
+
+        Returns:
+            Broadcastable to the same; boolean where every kept key is known to be certain, else float32.
+        """
+        if self._dense is not None and self._dense.dtype == torch.bool:
+            return self._dense & allowed
+        return self.to_dense() * allowed
 
     def to_indices(self, lists: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mask as one index list a query.
@@ -188,7 +207,7 @@ class Mask:
         if self._is_full:
             return allowed.sum(-1)
         if not self.has_indices:
-            return ((self.to_dense() > 0) & allowed).sum(-1)
+            return (self.kept() & allowed).sum(-1)
         if not bool(allowed.all()):
             indices, probabilities = self.to_indices()
             return ((probabilities > 0) & gather_last(allowed, indices)).sum(-1)

@@ -68,7 +68,7 @@ def pool_of_mask(previous: Mask, allowed: torch.Tensor, lists: int, generators: 
         The pool.
     """
     batch, _, q_len, kv_len = previous.shape
-    kept = any_of_group(((previous.to_dense() > 0) & allowed).expand(-1, -1, q_len, -1), lists)
+    kept = any_of_group((previous.kept() & allowed).expand(-1, -1, q_len, -1), lists)
     readable = any_of_group(allowed.expand(-1, -1, q_len, -1), lists)
     shape = (batch, lists, q_len, -1)
     return Pool(

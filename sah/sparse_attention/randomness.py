@@ -121,11 +121,13 @@ def _propose(
     rows = torch.nonzero(asking.any(-1)).flatten().tolist()
     # One stream a list, each row's as long as it would be alone, so that a row's company changes nothing.
     lengths = {row: math.ceil(expected[row] + 5 * math.sqrt(expected[row])) + 8 for row in rows}
-    proposals = count.new_full((*count.shape, max(lengths.values(), default=0)), -1)
+    longest = max(lengths.values(), default=0)
+    # A number of 2 or more marks the places behind a row's last one.
+    uniform = torch.full((len(count), longest, count.shape[1]), 2.0, dtype=torch.float64)
     for row, length in lengths.items():
-        uniform = torch.rand(length, count.shape[1], generator=generators[row], dtype=torch.float64)
-        proposals[row, :, :length] = (uniform * count[row]).long().T
-    return proposals
+        uniform[row, :length].uniform_(generator=generators[row])
+    proposals = (uniform * count.unsqueeze(1)).long()
+    return proposals.masked_fill_(uniform >= 2.0, -1).transpose(1, 2)
 
 
 TABLE_SHARE = 8

@@ -132,7 +132,7 @@ def attend_everything(
     if window is not None:
         places = torch.arange(keys.shape[2], device=keys.device)
         allowed = allowed & (places >= (keys.lengths - window).unsqueeze(-1))[:, None, None]
-    weights = _softmax(logits.masked_fill(~allowed, float("-inf")), sinks)
+    weights = _softmax(torch.where(allowed, logits, float("-inf")), sinks)
     return weigh(weights, values).to(queries.dtype)
 
 
@@ -153,7 +153,7 @@ def attend_dense_mask(
         keys: (rows, kv_heads, kv_len, head_dim).
         values: (rows, kv_heads, kv_len, value_dim).
         inclusion: Inclusion probability of every key, 0 for those not kept or not allowed, broadcastable to
-            (rows, heads, 1, kv_len).
+            (rows, heads, 1, kv_len); boolean where all that are kept are certain.
         scaling: Factor of the dot products.
         sinks: Learned sink logit of each head, (heads,), or None.
         softcap: The model's cap on its logits, or None.
@@ -238,10 +238,12 @@ def reads_widely(indices: torch.Tensor, queries: torch.Tensor, keys: SharedState
 
 def _surprised(logits: torch.Tensor, inclusion: torch.Tensor) -> torch.Tensor:
     """Divide each exponential by its key's inclusion probability: exp(l) / p is exp(l - log p), and 0 for p of 0."""
+    if inclusion.dtype == torch.bool:
+        return torch.where(inclusion, logits, float("-inf"))
     kept = inclusion > 0
     if not bool((inclusion == kept).all()):
         logits = logits - inclusion.masked_fill(~kept, 1.0).log()
-    return logits.masked_fill(~kept, float("-inf"))
+    return torch.where(kept, logits, float("-inf"))
 
 
 def _softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

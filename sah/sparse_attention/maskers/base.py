@@ -269,7 +269,7 @@ class KeyScoreMasker(TopKMasker):
         if previous_mask.is_full:
             return previous_mask
         scores = self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
-        kept, allowed = previous_mask.to_dense() > 0, attention_mask
+        kept, allowed = previous_mask.kept(), attention_mask
         if self.by_group:
             scores = combine_heads(scores, keys.shape[1], self.config.group_score, attention_mask)
             kept, allowed = any_of_group(kept, keys.shape[1]), any_of_group(allowed, keys.shape[1])
@@ -385,7 +385,7 @@ def hide_kept(scores: torch.Tensor, allowed: torch.Tensor, previous: Mask) -> No
     if not bool(allowed.all()):
         scores.masked_fill_(~allowed, float("-inf"))
     if not previous.has_indices:
-        scores.masked_fill_(previous.to_dense() > 0, float("-inf"))
+        scores.masked_fill_(previous.kept(), float("-inf"))
         return
     for start, stop in previous.spans:
         scores[..., start:stop] = float("-inf")

@@ -79,7 +79,7 @@ class QuestTopKMasker(KeyStateMasker, TopKMasker):
         if previous_mask.is_full:
             return previous_mask
         kv_heads = keys.shape[1]
-        kept, allowed = previous_mask.to_dense() > 0, attention_mask
+        kept, allowed = previous_mask.kept(), attention_mask
         bounds = bounds_of_chunk(queries, keys, attention_mask, scaling, self.unit, self._rounded)
         if self.by_group:
             bounds = combine_heads(bounds, kv_heads, self.config.group_score)

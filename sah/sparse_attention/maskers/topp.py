@@ -54,7 +54,7 @@ class TopPMasker(SelectiveMasker):
             return previous_mask
         mass, kept, allowed = (
             self._mass(attention_logits(queries, keys, scaling), attention_mask, kwargs.get("softcap"), keys.shape[1]),
-            previous_mask.to_dense() > 0,
+            previous_mask.kept(),
             attention_mask,
         )
         if self.by_group:
