@@ -160,11 +160,6 @@ def kv_shape(model: Any) -> KVShape:
     )
 
 
-def cache_bytes(cache: DynamicCache) -> int:
-    """Return the bytes of the keys and values in use, without headroom."""
-    return sum(states.numel() * states.element_size() for states in _states(cache))
-
-
 def memory_bytes(cache: DynamicCache) -> int:
     """Return the bytes of memory that keys and values hold, headroom included."""
     storages = [states.untyped_storage() for states in _states(cache)]

@@ -176,7 +176,9 @@ def _attention(
             found = attention.attend_lanes(module, mine, keys, values, scaling, states, layer_idx=layer_idx, **kwargs)
         else:
             found = _attend_densely(mine, keys, values, scaling, None if full else kwargs["sliding_window"], kwargs)
-            group.setting.seconds.add(group.lanes, 0.0, now(query.device)[0] - begun)
+            spent = now(query.device)[0] - begun
+            for own in [group] if full else call.groups:
+                own.setting.seconds.add(own.lanes, 0.0, spent * len(own.lanes) / len(group.lanes))
         output[group.rows] = found
         common.remember(group, keys)
     common.add_deferred(output)

@@ -20,8 +20,8 @@ from sah.sparse_attention.shared import Deferred, SharedStates
 from sah.sparse_attention.times import now
 
 MOST_NUMBERS = 1 << 23
-"""Logits of all rows that are held at once; beyond it every setting computes its own. A question's chunk has rows
-enough in each setting for a fast product."""
+"""Logits of all rows that are held at once, and as many weights; beyond it every setting computes its own. A question's
+chunk has rows enough in each setting for a fast product."""
 
 
 class CommonProducts:
@@ -54,9 +54,6 @@ class CommonProducts:
         kv_len = layer.context[0].shape[2] + everyone.used
         asking = [group for group in groups if layer_idx in group.setting.wide]
         together = len(asking) > 1 and len(queries) * heads * kv_len <= MOST_NUMBERS
-        if 2 * sum(len(group.lanes) for group in asking) > len(queries):
-            # A few rows more cost less than to pick the others.
-            asking = list(groups)
         self._asking = asking if together else []
         self._logits: dict[int, torch.Tensor] = {}
         self._deferred: dict[int, Deferred] = {}

@@ -19,6 +19,7 @@ from sah.adapters.context_cache import ContextCache
 from sah.adapters.generation import Answer
 from sah.adapters.lane_batch import LaneBatch, PreparedLane
 from sah.adapters.lane_cache import bytes_a_token
+from sah.adapters.lane_products import MOST_NUMBERS
 from sah.adapters.lane_support import lanes_supported, rope_agrees
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS
 from sah.errors import SahError
@@ -172,7 +173,8 @@ def _fitting(adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Prepa
     heads, kv_len = config.num_attention_heads, cache.length
     rows = sum(len(lane.question_ids) for lane in lanes)
     a_piece = 4 * min(piece_numbers(adapter.model.device), rows * heads * kv_len)
-    taken, width, room = 8 * a_piece, 0, 0
+    common = 8 * min(MOST_NUMBERS, len(lanes) * heads * kv_len)
+    taken, width, room = 8 * a_piece + common, 0, 0
     for lane in lanes:
         # Every lane has the room of the longest.
         room = max(room, len(lane.question_ids) + lane.max_new_tokens)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from benchmarks.sweep_lanes import SETTINGS
 from sah.adapters.factory import create_adapter
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane
-from sah.sparse_attention import (
-    AdaptiveSamplingMaskerConfig,
-    LocalMaskerConfig,
-    QuestTopKMaskerConfig,
-    RandomSamplingMaskerConfig,
-    SinkMaskerConfig,
-    StreamingLLMMaskerConfig,
-    TopKMaskerConfig,
-    TopPMaskerConfig,
-)
 from tests.e2e.test_agreement_smollm2 import NEEDLE, NOISE
 from tests.support.lanes import assert_agree, run_alone, setting
 from tests.support.models import end_tokens
@@ -37,21 +26,7 @@ QUESTIONS = [
 
 def settings_of(dense: ModelAdapterHF) -> list[ModelAdapterHF]:
     """Those that `benchmarks/sweep.py` measures."""
-    recipes: list[list[Any] | None] = [
-        None,
-        *([TopKMaskerConfig(density=density)] for density in (0.02, 0.05, 0.1)),
-        *([QuestTopKMaskerConfig(density=density)] for density in (0.05, 0.1)),
-        [StreamingLLMMaskerConfig(density=0.1)],
-        [RandomSamplingMaskerConfig(density=0.1)],
-        [TopPMaskerConfig(top_p=0.9)],
-        [
-            SinkMaskerConfig(),
-            LocalMaskerConfig(window_size=32),
-            TopKMaskerConfig(heavy_size=0.02),
-            AdaptiveSamplingMaskerConfig(epsilon=0.1, delta=0.1),
-        ],
-    ]
-    return [setting(dense, recipe) for recipe in recipes]
+    return [setting(dense, recipe or None) for recipe in SETTINGS.values()]
 
 
 def context_of(dense: ModelAdapterHF, tokens: int) -> str:

@@ -56,6 +56,13 @@ def test_command(command: str, tmp_path: Path) -> None:
     elif words[:3] == ["python", "-m", "sah.run"]:
         done = run([sys.executable, *words[1:], *short_overrides(words, tmp_path)])
         assert "density measured" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "sah.plan"]:
+        done = run([sys.executable, *words[1:], *short_overrides(words, tmp_path)])
+        assert "Composed, checked and planned in" in done.stdout, done.stderr
+    elif words == ["python", "-m", "benchmarks.sweep"]:
+        # tests/integration/test_benchmark_sweep.py measures all parts.
+        done = run([sys.executable, *words[1:], "--fast", "--parts", "plan"])
+        assert "points" in done.stdout, done.stderr
     elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
         page = ["--folder", str(tmp_path / "page"), "--output-dir", str(tmp_path / "rows")]
         done = run([sys.executable, *words[1:], "--fast", *page])
