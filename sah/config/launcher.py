@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,13 +20,16 @@ SWEEPER = "hydra_plugins.sah.GroupedSweeper"
 
 PREFIX = "hydra.launcher"
 
+_ADDRESS = re.compile(r"auto|local|(ray://)?[^\s/]+:\d{1,5}")
+"""Ray's own forms. Those of its client are refused where the cluster is joined, and told why."""
+
 
 @dataclass
 class RayOptions(ValidatedConfig):
     """Where Ray's workers run and what each of them holds."""
 
     address: str | None = None
-    """Of a cluster to join; None starts one on this machine."""
+    """HOST:PORT of a cluster to join, or `auto` for the one of this machine; None or `local` starts one here."""
 
     num_cpus: float | None = None
     """Processors of a worker; None is one, or less where there are more workers than processors."""
@@ -43,8 +47,9 @@ class RayOptions(ValidatedConfig):
             ConfigError: If one cannot be used.
         """
         super().validate()
-        if self.address is not None and not self.address.strip():
-            raise bad_value(f"{PREFIX}.ray.address", self.address, "an address or null", f"{PREFIX}.ray.address=auto")
+        if self.address is not None and not _ADDRESS.fullmatch(self.address):
+            allowed = "null or local to start Ray on this machine, auto, HOST:PORT of a cluster's head"
+            raise bad_value(f"{PREFIX}.ray.address", self.address, allowed, f"{PREFIX}.ray.address=auto")
         for name in ("num_cpus", "num_gpus"):
             number = getattr(self, name)
             if number is not None and not (math.isfinite(number) and number >= 0):

@@ -43,12 +43,14 @@ class GroupSummary:
     `context_folder` holds them."""
     stored: int
     """Contexts with missing answers that are read from `context_folder`."""
+    busy_workers: int
+    """Workers that have something to do: a context is answered by one of them. 0 where nothing is left to compute."""
     tokens: int
     """Tokens of the contexts to prefill, from a sample of them."""
     answers_there: int
     to_compute: int
     seconds: float
-    """Rough time of prefills and answers."""
+    """Rough time of prefills and answers, of all workers together."""
     new_bytes: float
     """Rough size of the files that it adds, contexts kept on disk left out."""
     context_bytes: float
@@ -92,8 +94,8 @@ class PlanSummary:
 
     @property
     def seconds(self) -> float:
-        """Rough time of all groups, shared by the workers."""
-        return sum(group.seconds for group in self.groups) / self.workers
+        """Rough time of all groups, one after another, each shared by the workers that it keeps busy."""
+        return sum(group.seconds / max(group.busy_workers, 1) for group in self.groups)
 
 
 def print_plan(plan: PlanSummary, console: Console, *, points: bool) -> None:

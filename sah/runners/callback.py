@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
 from sah.console import print_error
 from sah.errors import ConfigError, StateError
@@ -21,7 +21,7 @@ class SweepSummary(Callback):
     """Reads what the jobs of a sweep left in their folders; needs no model and no tracker."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget the records of an earlier sweep in the same folder.
+        """Forget the records of an earlier sweep in the same folder; a plan keeps them, and its search is kept nowhere.
 
         Args:
             config: The sweep's config.
@@ -37,6 +37,11 @@ class SweepSummary(Callback):
             raise SystemExit(1) from None
         if not planning.get():
             clear_records(Path(config.hydra.sweep.dir))
+        elif config.hydra.sweeper.get("storage") is not None:
+            # The sweeper is made of this config next, and would begin trials there that nobody ends.
+            with read_write(config), open_dict(config):
+                config.hydra.sweeper.storage = None
+            print_lines("hydra.sweeper.storage is left alone: these are the first trials of a new study.")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print and write the sweep's table, and the Pareto set where there are several objectives.

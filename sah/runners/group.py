@@ -46,7 +46,8 @@ class Group:
             Setting(arm.store.id, arm.label, experiments[arm.store.id], arm.is_dense, arm.requested_density)
             for arm in self.arms
         ]
-        return GroupSpec(tuple(settings), self.points[0].context_group, self.run)
+        first = self.points[0]
+        return GroupSpec(tuple(settings), first.context_group, self.run, first.model.identity)
 
     def works(self) -> list[ContextWork]:
         """List the contexts with unanswered questions, in the order of the examples."""
@@ -85,8 +86,12 @@ def run_group(
     """Compute the rows that are missing, appending each as it is made.
 
     Sparse stores belong to this run alone while it lasts. Dense ones are shared by all points on the same examples, so
-    they are taken for the contexts at work only. What ends one point (its store is another run's, its recipe proves
-    unusable) is kept in `session.errors` under its id, and the others go on.
+    this process takes them for the context at work only; with workers, several contexts are at work nearly all the
+    time, and they are held until the group is done. Another run on the same examples waits for them,
+    `DENSE_WAIT_SECONDS` at most, and ends with the lock's message then; rows of both are safe.
+
+    What ends one point (its store is another run's, its recipe proves unusable) is kept in `session.errors` under its
+    store's folder, and the others go on.
 
     Args:
         group: The group.
@@ -109,6 +114,7 @@ def run_group(
         if workers is None:
             _work_here(group.spec(), works, session, sink)
         else:
+            sink.hold(works)
             workers.run(group.spec(), works, sink)
 
 
@@ -151,14 +157,14 @@ class RowSink:
         for point in group.points:
             for arm in point.arms:
                 self._wanted.setdefault(arm.store.id, set()).update(point.row_keys)
-        self._turns: dict[str, tuple[ExitStack, set[str]]] = {}
-        """Dense stores that are held, with the example keys at work in them."""
+        self._turns: dict[str, tuple[ExitStack, set[str | None]]] = {}
+        """Dense stores that are held, with the example keys at work in them; None until the group is done."""
         self._bar: Callable[[int, str | None], None] = lambda advance, text: None
         self._out: set[int] = set()
         """Numbers of arms that are out: their error is in `session.errors`."""
         stack.callback(self._release)
         for number, arm in enumerate(self.arms):
-            session.errors.pop(arm.store.id, None)
+            session.errors.pop(str(arm.store.folder), None)
             if arm.is_dense or all(self._is_there(arm, key) for key in self._wanted[arm.store.id]):
                 continue
             try:
@@ -176,6 +182,21 @@ class RowSink:
         """Tell progress to a bar: how many answers came, and what is at work."""
         self._bar = bar
 
+    def hold(self, works: Sequence[ContextWork]) -> None:
+        """Take all dense stores that contexts need, until the group is done. For several contexts at work at a time.
+
+        One that holds a store for one context and waits for another store with the next could wait for a run that does
+        the opposite; nor does anybody who reads along with workers have to wait later.
+
+        Args:
+            works: All contexts.
+
+        Raises:
+            StateError: If a dense store cannot be had.
+        """
+        for arm in self._dense_arms(works):
+            self._take_turn(arm, None)
+
     def begin(self, work: ContextWork) -> ContextWork | None:
         """Take a context for work. Dense stores are waited for, and what another run has answered is left out.
 
@@ -188,11 +209,8 @@ class RowSink:
         Raises:
             StateError: If a dense store cannot be had.
         """
-        numbers = {setting for setting, _ in work.pending} - self._out
-        # In one order for all runs: two that want the same stores never wait for each other.
-        for arm in sorted((self.arms[number] for number in numbers), key=lambda arm: arm.store.id):
-            if arm.is_dense:
-                self._take_turn(arm, work.example.key)
+        for arm in self._dense_arms([work]):
+            self._take_turn(arm, work.example.key)
         rest = self.remaining(work)
         self._bar(len(work.pending) - (0 if rest is None else len(rest.pending)), work.example.key[:8])
         if rest is None:
@@ -231,6 +249,10 @@ class RowSink:
         ]
         return ContextWork(work.example, tuple(rest)) if rest else None
 
+    def has(self, number: int, key: str) -> bool:
+        """Tell whether the store of a setting holds the answer of that row's key."""
+        return key in self.arms[number].done
+
     def end(self, work: ContextWork) -> None:
         """Give a context's turn in the dense stores back."""
         for name, (turn, keys) in list(self._turns.items()):
@@ -249,7 +271,16 @@ class RowSink:
         if row.status == "ok":
             arm.done.add(row.key)
 
-    def _take_turn(self, arm: Arm, example_key: str) -> None:
+    def _dense_arms(self, works: Sequence[ContextWork]) -> list[Arm]:
+        """List the dense arms of contexts, in one order for all runs.
+
+        Two runs that hold nothing and take the stores that they want in this order never wait for each other.
+        """
+        numbers = {setting for work in works for setting, _ in work.pending} - self._out
+        dense = [self.arms[number] for number in numbers if self.arms[number].is_dense]
+        return sorted(dense, key=lambda arm: arm.store.id)
+
+    def _take_turn(self, arm: Arm, example_key: str | None) -> None:
         name = arm.store.id
         if name not in self._turns:
             turn = ExitStack()
@@ -270,5 +301,5 @@ class RowSink:
 
     def _drop(self, number: int, error: SahError) -> None:
         self._out.add(number)
-        self.session.errors[self.arms[number].store.id] = error
+        self.session.errors[str(self.arms[number].store.folder)] = error
         _log.warning("%s: %s", self.arms[number].label, error)

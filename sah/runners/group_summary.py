@@ -26,10 +26,12 @@ class GroupSummaries:
 
     Args:
         session: Caches of the process.
+        workers: How many processes will share the work.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, workers: int) -> None:
         self._session = session
+        self._workers = workers
         self._rates: dict[tuple[str, Path], Rates] = {}
         self._folders: dict[Path | None, StoredContexts] = {}
 
@@ -69,6 +71,7 @@ class GroupSummaries:
             contexts=len({example.key for member in group.points for example in member.examples}),
             to_prefill=len(to_prefill),
             stored=len(lacking) - len(to_prefill),
+            busy_workers=min(self._workers, len(works)),
             tokens=round(tokens),
             answers_there=sum(answers.values()),
             to_compute=to_compute,

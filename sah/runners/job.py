@@ -135,8 +135,8 @@ def run_experiment(
 
 def _raise_if_ended(point: Point, session: Session) -> None:
     for arm in point.arms:
-        if arm.store.id in session.errors:
-            raise session.errors[arm.store.id]
+        if (error := session.errors.get(str(arm.store.folder))) is not None:
+            raise error
 
 
 def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> float | tuple[float, ...] | None:

@@ -25,10 +25,16 @@ from sah.config.compose import SweepComposer
 from sah.config.launcher import PREFIX, LauncherOptions
 from sah.config.mistakes import all_mistakes
 from sah.config.typed import build_section
+from sah.errors import ConfigError
 from sah.results.sweep_file import SWEEP_FILE, redact_sweep_file
 from sah.runners.jobs import Job, compose_jobs
 
 _log = logging.getLogger(__name__)
+
+_LEFT_RUNNING = (
+    "The trials of this batch stay in the study of hydra.sweeper.storage as running ones without a result: Optuna has "
+    "begun them before their values could be checked. `python -m sah.plan` with the same arguments checks them first."
+)
 
 planning: ContextVar[bool] = ContextVar("planning", default=False)
 """Whether sweeps are shown and not run, as `python -m sah.plan` wants it."""
@@ -93,8 +99,13 @@ class GroupedLauncher(Launcher):
             raise SystemExit(0)  # the sweeper would ask for results now
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = self.check(batch)
-        self._compute(jobs, Path(str(self.config.hydra.sweep.dir)))
+        try:
+            jobs = self.check(batch)
+            self._compute(jobs, Path(str(self.config.hydra.sweep.dir)))
+        except ConfigError as error:
+            if self.config.hydra.sweeper.get("storage") is None:
+                raise
+            raise ConfigError(f"{error}\n{_LEFT_RUNNING}") from error
         return [self._run(job) for job in jobs]
 
     def _compute(self, jobs: Sequence[Job], folder: Path) -> None:

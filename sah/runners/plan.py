@@ -30,8 +30,8 @@ class Plan:
     busy: Sequence[Group]
     """The groups of which answers are missing."""
 
-    jobs: Mapping[str, Job]
-    """Id of a point to its first job."""
+    jobs: Mapping[Path, Job]
+    """Folder of a point's store to its first job."""
 
     summary: PlanSummary
 
@@ -53,7 +53,7 @@ def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1, trials: i
     """
     light = session.without_weights()
     points, refused = _prepare(jobs, light)
-    first: dict[str, Job] = {}
+    first: dict[Path, Job] = {}
     earlier: dict[tuple[Path, tuple[str, ...]], int] = {}
     common = common_overrides([job.overrides for job in jobs])
     lines: list[PointLine] = []
@@ -65,13 +65,14 @@ def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1, trials: i
             note = refused[job.number].strip().splitlines()[-1]
             lines.append(PointLine(job.number, job.experiment.label, 0, 0, None, text, note))
             continue
-        first.setdefault(point.main.store.id, job)
-        number = earlier.setdefault((point.main.store.folder, tuple(point.row_keys)), job.number)
+        folder = point.main.store.folder
+        first.setdefault(folder, job)
+        number = earlier.setdefault((folder, tuple(point.row_keys)), job.number)
         if number == job.number:
             different.append(point)
         lines.append(_line(job, point, text, "" if number == job.number else f"equal to job {number}"))
     groups = _groups(different)
-    summaries = GroupSummaries(light)
+    summaries = GroupSummaries(light, workers)
     summary = PlanSummary(
         groups=[summaries.make(group) for group in groups],
         points=lines,

@@ -58,7 +58,7 @@ class Session:
         self.tried: dict[str, set[str]] = {}
         """For each store's folder the keys of the rows that this command has made; failed ones are not tried twice."""
         self.errors: dict[str, SahError] = {}
-        """For each store what ended its point."""
+        """For each store's folder what ended its point."""
         self._examples: dict[str, Sequence[Example]] = {}
 
     def without_weights(self) -> Session:

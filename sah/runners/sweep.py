@@ -103,7 +103,7 @@ def run_groups(plan: Plan, session: Session, options: LauncherOptions) -> None:
 
 def _run(group: Group, plan: Plan, session: Session, workers: Workers | None) -> None:
     def provenance_of(point: Point) -> dict[str, Any]:
-        job = plan.jobs.get(point.main.store.id)
+        job = plan.jobs.get(point.main.store.folder)
         known = this_process.point_provenance(point, () if job is None else job.overrides)
         return known if workers is None else {**known, **_ELSEWHERE}
 
@@ -112,6 +112,6 @@ def _run(group: Group, plan: Plan, session: Session, workers: Workers | None) ->
         run_group(group, session, provenance_of, workers)
         return
     # The plan's points know their model without its weights.
-    points = [prepare_point(p.experiment, session, plan.jobs[p.main.store.id].config) for p in group.points]
+    points = [prepare_point(p.experiment, session, plan.jobs[p.main.store.folder].config) for p in group.points]
     for loaded in group_points(points):
         run_group(loaded, session, provenance_of)

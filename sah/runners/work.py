@@ -10,15 +10,17 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, LaneWidth, answer_lanes
 from sah.config.experiment import Experiment
 from sah.data.example import Example, Question
-from sah.errors import DataError, ModelError, SahError
-from sah.results.rows import PredictionRow, PredictionStatus, row_key
-from sah.runners.session import Session, attention_config
+from sah.errors import DataError, ModelError, SahError, WorkerError
+from sah.results.redact import redacted
+from sah.results.rows import PredictionRow, PredictionStatus, plain_json, row_key
+from sah.runners.session import LoadedModel, Session, attention_config
 from sah.sparse_attention.config import parse_dense_layers
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ class GroupSpec:
 
     run: str
     """Id of the run, noted with its rows."""
+
+    model: Mapping[str, Any]
+    """Identity of the planned model, part of the points' ids: a worker with another one must not answer."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class GroupWorker:
         self._traced: set[tuple[int, type[Exception]]] = set()
         self._ended: set[int] = set()
         """Settings that cannot be run."""
+        self._checked = False
+        """Whether the model is known to be the planned one."""
 
     def answer(self, work: ContextWork) -> Iterator[tuple[int, Outcome]]:
         """Answer what is pending over one context, each row as soon as it is there.
@@ -90,6 +97,7 @@ class GroupWorker:
             The setting's number, and a row or the error that ends the setting.
 
         Raises:
+            WorkerError: If the model that is found here is not the planned one.
             SahError: If nothing can be computed at all.
         """
         done: set[tuple[int, str]] = set()
@@ -111,6 +119,7 @@ class GroupWorker:
             settings = list(dict.fromkeys(setting for setting, _ in work.pending))
             if len(settings) == 1:
                 _log.error("%s: %s", self.spec.settings[settings[0]].label, traceback.format_exc())
+                self._ended.add(settings[0])
                 yield settings[0], ModelError(f"{type(error).__name__}: {error}. Its traceback is in the log.")
                 return
             key = work.example.key
@@ -122,9 +131,13 @@ class GroupWorker:
     def _answer(self, work: ContextWork) -> Iterator[tuple[int, Outcome]]:
         first = self.spec.settings[work.pending[0][0]].experiment
         try:
-            dense = self.session.model(first).adapter
+            model = self.session.model(first)
+            self._check(model, first.model.name)
+            dense = model.adapter
             cache, reused = self.session.contexts.get(self.spec.context_group, work.example.context, dense.prefill)
-        except (DataError, ModelError, RuntimeError) as error:
+        except WorkerError:
+            raise
+        except (DataError, ModelError, RuntimeError, MemoryError) as error:
             for setting, question in work.pending:
                 yield setting, self._refused(setting, work.example, question, error)
             return
@@ -163,6 +176,23 @@ class GroupWorker:
             if isinstance(refused, SahError):
                 unusable.add(setting)
             yield setting, refused
+
+    def _check(self, model: LoadedModel, name: str) -> None:
+        """Refuse another model than the planned one; its rows would stand under the planned one's id."""
+        if self._checked:
+            return
+        planned, here = redacted(plain_json(self.spec.model)), redacted(plain_json(model.identity))
+        differing = sorted(key for key in planned.keys() | here.keys() if planned.get(key) != here.get(key))
+        if differing:
+            lines = [f"  {key}: planned {planned.get(key)}, here {here.get(key)}" for key in differing]
+            raise WorkerError(
+                f"model.name={name!r} is another model here than the planned one:\n"
+                + "\n".join(lines)
+                + "\nNothing is computed with it. Give every machine the same files (a folder that all of them see, or "
+                "++model.model_kwargs.revision=COMMIT for a hub's model) and the same type of weights "
+                f"(++model.model_kwargs.dtype={planned.get('dtype')}), and run the same command again."
+            )
+        self._checked = True
 
     def _lane(self, number: int, question: Question) -> Lane:
         setting = self.spec.settings[number]

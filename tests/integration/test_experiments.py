@@ -38,7 +38,9 @@ def test_niah_forms_fills_a_cell_for_each_form(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_failing_point_leaves_the_page_of_the_others(tmp_path: Path) -> None:
     places = ["--folder", str(tmp_path / "page"), "--output-dir", str(tmp_path / "rows")]
-    done = study("density_curve", "--fast", *places, "masker=topk", "density=0.1", "model.name=tiny:llama,/no/such/folder")
+    done = study(
+        "density_curve", "--fast", *places, "masker=topk", "density=0.1", "model.name=tiny:llama,/no/such/folder"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Some points failed" in done.stderr
     page = (tmp_path / "page" / "README.md").read_text(encoding="utf-8")

@@ -230,6 +230,22 @@ def test_one_point_in_two_folders_is_computed_in_both() -> None:
     assert first.keys() == second.keys() and len(first) == 2
     for folder in (first, second):
         assert [len(lines(point)) for point in folder.values()] == [2, 2]
+    for name, folder in (("first", first), ("second", second)):
+        assert {point.config["output_dir"] for point in folder.values()} == {name}
+
+
+def test_what_ends_a_point_in_one_folder_ends_it_in_no_other(tmp_path: Path) -> None:
+    (words,) = (line.split() for line in plan("masker=topk").out.splitlines() if line.split()[:2] == ["0", "topk"])
+    folder = tmp_path / "second/points" / words[3]
+    folder.mkdir(parents=True)
+    lock = WriterLock(folder)
+    lock.acquire()
+    try:
+        done = run("-m", "masker=topk", "output_dir=first,second", "hydra.sweep.dir=outputs/sweeps/mine")
+    finally:
+        lock.release()
+    assert done.code == 1 and "is being written by process" in done.text
+    assert [record["status"] for record in jobs()] == ["ok", "failed"]
 
 
 def test_secrets_are_hidden_although_nothing_runs() -> None:
@@ -251,6 +267,8 @@ def test_secrets_are_hidden_although_nothing_runs() -> None:
         ("hydra.launcher.workers=2", "1 with backend=local"),
         ("hydra.launcher.retries=-1", "hydra.launcher.retries=-1 is not allowed"),
         ("hydra.launcher.slurm.mem_gb=0", "hydra.launcher.slurm.mem_gb=0.0 is not allowed"),
+        ("hydra.launcher.ray.address=foo", "hydra.launcher.ray.address='foo' is not allowed. Allowed: null or local"),
+        ("hydra.launcher.ray.address=ten:x1", "HOST:PORT of a cluster's head. Write for example: hydra.launcher.ray"),
         ("hydra.launcher.worker=2", "hydra.launcher.worker is not a key of hydra.launcher. Allowed: backend, ray"),
     ],
 )

@@ -12,8 +12,11 @@ import torch
 from sah.adapters import factory
 from sah.adapters.sources.tiny import FAMILIES
 from sah.config.experiment import Experiment
+from sah.runners.jobs import Job
+from sah.runners.plan import make_plan
 from sah.runners.session import Session
 from tests.integration.conftest import Work
+from tests.integration.groups import experiments
 from tests.integration.running import files_under, jobs, plan, run, stored
 from tests.unit.config.conftest import build, composed
 
@@ -130,6 +133,31 @@ def test_a_plan_of_a_search_says_what_it_leaves_out() -> None:
     shown = plan("+experiment=search_density", "hydra.sweeper.n_jobs=2")
     assert shown.code == 0 and len(shown_points(shown.out)) == 2, shown.text
     assert "trials 0 to 1 of up to 20, counted from 0. Later batches are chosen from results" in shown.text
+
+
+def test_a_plan_of_a_search_begins_no_trial_in_its_storage() -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    storage = f"sqlite:///{Path('study.db').absolute()}"
+    kept = (f"hydra.sweeper.storage={storage}", "hydra.sweeper.study_name=mine", "hydra.sweeper.n_jobs=2")
+    shown = plan("+experiment=search_density", *kept)
+    assert shown.code == 0 and len(shown_points(shown.out)) == 2, shown.text
+    assert "hydra.sweeper.storage is left alone" in shown.out
+    assert list(Path().iterdir()) == []
+    refused = run("+experiment=search_density", *kept, "dataset.length=1")
+    assert refused.code == 1 and "dataset.length" in refused.err
+    trials = optuna.load_study(study_name="mine", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["RUNNING"] * 2
+    assert "stay in the study of hydra.sweeper.storage" in refused.err, "what cannot be taken back is told"
+    assert "hydra.sweeper.storage" not in run("+experiment=search_density", "dataset.length=1").err
+
+
+def test_workers_without_a_context_shorten_no_estimate() -> None:
+    first = experiments(("masker=topk",))[0]
+    jobs_of_sweep = [Job(0, ("masker=topk",), first, {})]
+    for workers in (1, 2, 8):
+        (group,) = make_plan(jobs_of_sweep, Session(), workers).summary.groups
+        assert group.busy_workers == min(workers, 2), "there are two contexts"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

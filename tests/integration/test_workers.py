@@ -3,14 +3,17 @@ the tests of Ray and submitit; here the job's side runs in this process."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
 import logging
 import os
+import pickle
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,17 @@ from typing import Any
 import pytest
 
 import sah.results.files as files
+from sah.adapters.factory import resolve_model
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.config.launcher import LauncherOptions, RayOptions, SlurmOptions
 from sah.errors import ConfigError, DataError, SahError, StateError, WorkerError
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow
-from sah.runners.group import Group, RowSink
+from sah.runners.group import Group, RowSink, run_group
 from sah.runners.point import prepare_point
 from sah.runners.session import Session
-from sah.runners.work import GroupWorker
+from sah.runners.work import ContextWork, GroupSpec, GroupWorker
+from sah.runners.workers.base import Sink
 from sah.runners.workers.create import create_workers
 from sah.runners.workers.losses import Losses
 from sah.runners.workers.messages import (
@@ -251,7 +256,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(
     assert f"pip install '{extra}'" in str(refused.value) and f"hydra.launcher.backend={backend}" in str(refused.value)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:10001", "nonsense"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:10001"])
 def test_an_address_without_a_cluster_is_told_at_once(address: str) -> None:
     with pytest.raises(WorkerError) as refused:
         run_settings(("masker=topk",), workers=RayWorkers(1, 0, RayOptions(address=address)))
@@ -321,6 +326,18 @@ def test_rows_that_could_not_be_written_wait_for_the_next_run(
     check_same_rows(Path("local"), Path("outputs"))
 
 
+def test_rows_of_contexts_that_are_not_asked_for_stay_for_a_run_that_does(left_behind: Path, work: Work) -> None:
+    work.clear()
+    run_settings(*[(*setting, "dataset.num_examples=1") for setting in TWO], workers=SlurmWorkers(1, 0, LOCAL))
+    assert [len(lines(point)) for point in stored().values()] == [1, 1, 1]
+    assert left_behind.exists(), "it holds the rows of the second context"
+    run_settings(*TWO, workers=SlurmWorkers(1, 0, LOCAL))
+    assert work.prefills == [] and not list(left_behind.parent.parent.glob("jobs/*")), "nothing was computed"
+    assert not left_behind.exists()
+    run_settings(*TWO, folder="local")
+    check_same_rows(Path("local"), Path("outputs"))
+
+
 def test_what_a_living_run_writes_is_left_alone(left_behind: Path) -> None:
     lock = WriterLock(left_behind)
     lock.acquire()
@@ -378,6 +395,132 @@ def test_a_fault_in_one_method_leaves_the_others_their_answers(monkeypatch: pyte
     rows = {point.label: [row.status for row in point.predictions.values()] for point in stored().values()}
     assert rows == {"dense": ["ok"] * 2, "topk": ["ok"] * 2, "random": [], "quest": ["ok"] * 2}
     assert len(session.errors) == 1
+
+
+def test_a_shard_tries_a_setting_with_a_fault_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes it out of a shard's contexts, as the sink does for a worker that gets them one by one."""
+    check_fits, faults = ModelAdapterHF.check_fits, itertools.count()
+
+    def defective(self: ModelAdapterHF, *given: Any) -> None:
+        if "Random" in repr(self.sparse_attention_config):
+            next(faults)
+            raise KeyError("a defect")
+        check_fits(self, *given)
+
+    monkeypatch.setattr(ModelAdapterHF, "check_fits", defective)
+    group = group_of(("masker=topk", "dataset.num_examples=4"), ("masker=random", "dataset.num_examples=4"))
+    messages = list(work_through(GroupWorker(group.spec(), Session()), group.works()))
+    errors = [
+        message for message in messages if isinstance(message, Answered) and isinstance(message.outcome, SahError)
+    ]
+    assert len(errors) == 1 and "a defect" in str(errors[0].outcome)
+    assert next(faults) == 2, "with the other settings, and alone"
+    assert [row.status for _, row in rows_of(messages)] == ["ok"] * 8
+
+
+def test_a_prefill_that_finds_no_memory_gives_failed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefill, calls = ModelAdapterHF.prefill, itertools.count(1)
+
+    def short(self: ModelAdapterHF, context: str) -> Any:
+        if next(calls) == 1:
+            raise MemoryError("no room for 3 GiB")
+        return prefill(self, context)
+
+    monkeypatch.setattr(ModelAdapterHF, "prefill", short)
+    run_settings(*TWO)
+    rows = [[(row.status, row.error) for row in point.predictions.values()] for point in stored().values()]
+    assert rows == [[("model_failed", "MemoryError: no room for 3 GiB"), ("ok", None)]] * 3
+
+
+def test_a_worker_keeps_the_context_at_work_alone() -> None:
+    """Each context comes once, so that others would only fill the memory of every worker."""
+    group, session = group_of(("masker=topk", "dataset.num_examples=3")), Session()
+    kept = []
+    for message in work_through(GroupWorker(group.spec(), session), group.works()):
+        if isinstance(message, (Answered, Ended)):
+            held = [session.contexts.holds(group.spec().context_group, w.example.context) for w in group.works()]
+            kept.append((type(message), sum(held)))
+    assert kept == [(Answered, 1), (Answered, 1), (Ended, 0)] * 3
+
+
+def test_a_worker_that_finds_another_model_than_the_planned_one_stops(tmp_path: Path, work: Work) -> None:
+    """Here the folder that holds the model is changed between the plan and the worker's start."""
+    shutil.copytree(resolve_model("tiny:llama").path_or_id, tmp_path / "model")
+    group = group_of(("masker=topk", "model.name=model"))
+    spec = pickle.loads(pickle.dumps(group.spec()))
+    assert any(isinstance(m, Answered) for m in work_through(GroupWorker(spec, Session()), group.works()))
+    config = tmp_path / "model/config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    work.clear()
+    make_file(tmp_path / "0.jsonl", spec)
+    run_shard(spec, group.works(), tmp_path / "0.jsonl")
+    messages = ShardReader(tmp_path / "0.jsonl").read()
+    assert [type(message) for message in messages] == [Started, Begun, Broken] and work.prefills == []
+    (text,) = [message.text for message in messages if isinstance(message, Broken)]
+    found = Session().model(group.points[0].experiment).identity["checkpoint"]
+    assert f"checkpoint: planned {group.points[0].model.identity['checkpoint']}, here {found}" in text
+    assert "model.name='model'" in text and "dtype:" not in text
+
+
+def test_a_worker_with_another_type_of_weights_names_the_planned_one() -> None:
+    group = group_of(("masker=topk",))
+    spec = dataclasses.replace(group.spec(), model={**group.spec().model, "dtype": "bfloat16"})
+    with pytest.raises(WorkerError) as refused:
+        list(GroupWorker(spec, Session()).answer(group.works()[0]))
+    assert "dtype: planned bfloat16, here float32" in str(refused.value)
+    assert "++model.model_kwargs.dtype=bfloat16" in str(refused.value)
+
+
+def test_the_dense_stores_of_several_contexts_at_work_are_taken_together() -> None:
+    """Whoever takes them context by context may wait for a run that waits for the first ones."""
+    few = ("masker=topk", "dataset.num_examples=1")
+    more = ("masker=topk", "generation.max_new_tokens=5")
+    group = group_of(few, more)
+    folders = [point.dense.store.folder for point in group.points]
+    held: list[list[bool]] = []
+
+    class OneAfterAnother:
+        """Answers here, and looks which dense stores others could take."""
+
+        def run(self, spec: GroupSpec, works: Sequence[ContextWork], sink: Sink) -> None:
+            worker = GroupWorker(spec, Session())
+            for given in reversed(works):
+                rest = sink.begin(given)
+                if rest is not None:
+                    held.append([_is_held(folder) for folder in folders])
+                    for number, outcome in worker.answer(rest):
+                        sink.add(number, outcome)
+                    sink.end(rest)
+            held.append([_is_held(folder) for folder in folders])
+
+    run_group(group, Session(), lambda point: {}, OneAfterAnother())
+    assert held == [[True, True]] * 3, "the second context, which comes first, needs one of them"
+    assert [_is_held(folder) for folder in folders] == [False, False]
+    assert sorted(len(lines(point)) for point in stored().values()) == [1, 1, 2, 2]
+
+
+def test_this_process_takes_dense_stores_for_the_context_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = group_of(("masker=topk", "dataset.num_examples=1"), ("masker=topk", "generation.max_new_tokens=5"))
+    folders = [point.dense.store.folder for point in group.points]
+    prefill, held = ModelAdapterHF.prefill, []
+
+    def looking(self: ModelAdapterHF, context: str) -> Any:
+        held.append([_is_held(folder) for folder in folders])
+        return prefill(self, context)
+
+    monkeypatch.setattr(ModelAdapterHF, "prefill", looking)
+    run_group(group, Session(), lambda point: {})
+    assert held == [[True, True], [False, True]]
+
+
+def _is_held(folder: Path) -> bool:
+    lock = WriterLock(folder)
+    try:
+        lock.acquire()
+    except StateError:
+        return True
+    lock.release()
+    return False
 
 
 def test_points_with_other_numbers_of_examples_share_an_arm(work: Work) -> None:

@@ -20,6 +20,9 @@ class Sink(Protocol):
     def remaining(self, work: ContextWork) -> ContextWork | None:
         """Return what of a context's work has no row yet, or None."""
 
+    def has(self, number: int, key: str) -> bool:
+        """Tell whether the answer of that row's key is stored for the setting of that number."""
+
     def end(self, work: ContextWork) -> None:
         """Give the context back."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,18 +29,20 @@ class Leftovers:
     rows: dict[tuple[str, str], PredictionRow] = field(default_factory=dict)
     """(id of the point, key of the row) to a row with an answer."""
 
-    folders: list[tuple[WriterLock, Path, bool]] = field(default_factory=list)
-    """The folders that they lie in, each with its lock and whether it holds nothing else."""
+    folders: list[tuple[WriterLock, Path, AbstractSet[tuple[str, str]] | None]] = field(default_factory=list)
+    """The folders that they lie in, each with its lock and which rows lie there; None if it holds something else, too.
+    """
 
-    def release(self, remove: bool = False) -> None:
+    def release(self, stored: AbstractSet[tuple[str, str]] | None = None) -> None:
         """Give the folders back.
 
         Args:
-            remove: Whether the rows are safe elsewhere, so that folders with nothing else in them can go.
+            stored: Which of the rows are safe elsewhere. Folders with nothing else in them go; the others wait for a
+                run that asks for the rest. None keeps all.
         """
-        for lock, folder, ours in self.folders:
+        for lock, folder, rows in self.folders:
             lock.release()
-            if ours and remove:
+            if stored is not None and rows is not None and rows <= stored:
                 shutil.rmtree(folder, ignore_errors=True)
         self.folders.clear()
 
@@ -75,7 +78,7 @@ def find_leftovers(files: Path, spec: GroupSpec) -> Leftovers:
         rows = _take(folder, mine)
         _log.info("%d answers of jobs whose run was ended are taken over from %s.", len(rows), folder)
         found.rows.update(rows)
-        found.folders.append((lock, folder, known <= mine))
+        found.folders.append((lock, folder, rows.keys() if known <= mine else None))
     return found
 
 

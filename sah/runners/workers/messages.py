@@ -133,6 +133,8 @@ def work_through(worker: GroupWorker, works: Iterable[ContextWork]) -> Iterator[
                     yield from _taken(records)
                     yield Answered(setting, outcome)
                 yield from _taken(records)
+                # No other group comes to this process: it never sees a context again.
+                worker.session.contexts.clear()
                 yield Ended(work.example.key)
         except SahError as error:
             yield from _taken(records)

@@ -30,11 +30,8 @@ class SlurmWorkers:
 
     Every job appends to a file of its own. The files of a group lie in a folder that this process holds the lock of;
     when it ends as it should, the folder goes. What a killed process left there is taken over by the next run that
-    computes the same points: rows that are whole are not computed again, and a job that still writes there stops.
-
-    The dense stores of a group stay locked until its last context has ended, since every job gets its contexts at once
-    and may begin any of them. Another run on the same examples waits for them, `DENSE_WAIT_SECONDS` at most, and ends
-    with the lock's message then; rows of both are safe. Ray's workers get contexts one by one and hold no others.
+    computes the same points: rows that are whole are not computed again, and a job that still writes there stops. Rows
+    that this run does not ask for stay there for one that does.
 
     Args:
         workers: Most jobs at a time.
@@ -66,12 +63,13 @@ class SlurmWorkers:
         files = folder / _FILES
         left = find_leftovers(files, spec)
         try:
-            # All at once: what another run answered is left out of the shards, and dense stores are held from here on.
+            # All at once: what another run answered is left out of the shards.
             pending = [rest for work in works if (rest := _begin(work, spec, sink, left.rows)) is not None]
         except BaseException:
             left.release()
             raise
-        left.release(remove=True)
+        numbers = {setting.point_id: number for number, setting in enumerate(spec.settings)}
+        left.release({(point, key) for point, key in left.rows if sink.has(numbers[point], key)})
         if not pending:
             return
         executor = self._executor(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sah.adapters.kv_cache import cache_bytes, kv_shape
+from sah.adapters.kv_cache import kv_shape
+from sah.adapters.lane_cache import bytes_a_token
 from sah.sparse_attention import EfficientAttentionConfig, TopKMaskerConfig, TopPMaskerConfig
 from sah.sparse_attention.key_state import ContextPart
 from sah.sparse_attention.maskers.double_sparsity_config import DoubleSparsityTopKMaskerConfig
@@ -21,7 +22,7 @@ def test_a_token_takes_what_the_cache_holds_for_it(family: str) -> None:
     cache = adapter.prefill(CONTEXT)
     shape = kv_shape(adapter.model)
     assert shape.layers == tuple(range(adapter.num_layers))
-    assert shape.token_bytes * cache.length == cache_bytes(cache.past_key_values)
+    assert shape.token_bytes == bytes_a_token(cache.past_key_values)
 
 
 def test_layers_with_a_window_are_left_out() -> None:

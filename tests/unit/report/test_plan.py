@@ -18,6 +18,7 @@ GROUP = GroupSummary(
     contexts=8,
     to_prefill=6,
     stored=0,
+    busy_workers=2,
     tokens=12_345,
     answers_there=16,
     to_compute=24,
@@ -79,6 +80,12 @@ def test_a_plan_in_words() -> None:
     assert counted == "3 points, 1 of them equal to another one and run once. Complete: 2 of 8."
     assert estimate == "Rough estimate: 5.5 min with 2 workers and 4.2 MB on disk. Guessed."
     assert refused == "Not planned, left to its job: no such model"
+
+
+def test_workers_share_a_group_as_far_as_it_keeps_them_busy() -> None:
+    groups = [dataclasses.replace(GROUP, busy_workers=busy) for busy in (1, 2, 4)]
+    idle = dataclasses.replace(GROUP, to_compute=0, seconds=0.0, busy_workers=0)
+    assert dataclasses.replace(PLAN, groups=[*groups, idle], workers=4).seconds == 600.0 + 300.0 + 150.0
 
 
 def test_contexts_on_disk_are_told() -> None:
