@@ -143,6 +143,9 @@ def _lane_targets(lanes: Figures) -> Iterator[Target]:
     yield Target(f"after prefill: {count} lanes / one by one", "at most 1/3.5", together / alone, 1 / 3.5)
     yield Target(f"the whole / a prefill for each of {count}", "at most 1/15", whole / each_its_own, 1 / 15)
     yield Target("the whole / the floor", "at most 2x", whole / floor, 2, "x")
+    if lanes["copied"] is not None:
+        copied = prefill + lanes["copied"]["cpu"]
+        yield Target("the whole / prefill + dense rows over copies", "at most 2x", whole / copied, 2, "x")
     dense = lanes["settings"][DENSE]["cpu"]
     mean = statistics.mean(setting["cpu"] for setting in lanes["settings"].values())
     for name, cost in ((DENSE, dense), ("mean of the settings", mean)):

@@ -255,6 +255,7 @@ def hold(point: Path, seconds: float) -> subprocess.Popen[str]:
     return holder
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(template: Path, work: Work) -> None:
     shutil.copytree(template, "outputs")
     point = sparse_of().folder

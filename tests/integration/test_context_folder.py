@@ -84,6 +84,7 @@ def test_without_a_folder_nothing_is_written(run_anew: Any, work: Work) -> None:
     assert not Path("contexts").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_context_is_prefilled_again(run_anew: Any, work: Work) -> None:
     assert run_anew("masker=topk", "output_dir=one").code == 0
     file = sorted(Path("contexts").iterdir())[0]
@@ -101,6 +102,7 @@ def test_a_damaged_context_is_prefilled_again(run_anew: Any, work: Work) -> None
     assert work.prefills == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_one_warning(run_anew: Any, work: Work) -> None:
     Path("contexts").write_text("in the way")
     done = run_anew("-m", "masker=topk,sink")

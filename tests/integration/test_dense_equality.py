@@ -55,11 +55,13 @@ def test_every_masker(shared: Path, masker: str) -> None:
     check(shared, f"masker={masker}", *WHOLE.get(masker, ["density=1.0"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_and_sizes(shared: Path, recipe: str) -> None:
     check(shared, f"masker={recipe}", *RECIPES[recipe])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma3"])
 def test_every_architecture(family: str) -> None:
     done = run("-m", f"model.name=tiny:{family}", "masker=topk", "density=0.1,1.0")

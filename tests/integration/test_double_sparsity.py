@@ -28,6 +28,7 @@ def channel_file(path: Path, layers: int = 3, roll: int = 0) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", ["efficient", "research"])
 def test_a_model_is_calibrated_once(execution: str, cache: Path) -> None:
     first = run("masker=double_sparsity", "density=0.2", f"execution={execution}")
@@ -42,6 +43,7 @@ def test_a_model_is_calibrated_once(execution: str, cache: Path) -> None:
     assert "alibrating" not in second.text
 
 
+@pytest.mark.slow
 def test_both_executions_read_the_same_channels() -> None:
     for execution in ("efficient", "research"):
         assert run("masker=double_sparsity", "density=0.2", f"execution={execution}").code == 0
@@ -53,6 +55,7 @@ def test_both_executions_read_the_same_channels() -> None:
     assert len(answers) == 2 and answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_a_given_file_is_used_and_known_by_its_content(cache: Path) -> None:
     one = channel_file(Path("one.safetensors"))
     done = run("masker=double_sparsity", f"{KEY}={one}")

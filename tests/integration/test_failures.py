@@ -119,6 +119,7 @@ def test_an_answer_broken_off_leaves_the_context_as_it_was(monkeypatch: pytest.M
     assert {point.label: sorted(outcomes(point).items()) for point in stored().values()} == expected
 
 
+@pytest.mark.slow
 def test_a_failing_point_of_a_sweep_is_shown_with_what_it_has(refuse: Callable[..., None]) -> None:
     refuse("How much salt")
     done = run("-m", *QA, "density=0.1,0.2")
@@ -144,6 +145,7 @@ def test_a_prompt_longer_than_the_window_names_its_line(work: Work) -> None:
     assert work.counts == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_an_answer_that_no_longer_fits_is_an_invalid_row_and_the_others_are_kept(work: Work) -> None:
     """The loader counts one answer token where the file gives no limit, and the run asks for more."""
     from sah.adapters.factory import create_adapter
@@ -181,6 +183,7 @@ def test_a_failing_tracker_loses_nothing(monkeypatch: pytest.MonkeyPatch, call: 
     assert jobs()[0]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_failing_scorer_is_no_score_of_zero(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
     import sah.runners.scoring as scoring
 

@@ -130,6 +130,7 @@ def test_a_refused_search_leaves_no_folder() -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_points_of_all_batches_are_checked_first(work: Work) -> None:
     done = run("-m", "masker=topk", "density=0.1,2", "hydra.sweeper.max_batch_size=1")
     assert done.code == 1
@@ -159,6 +160,7 @@ def test_a_model_that_cannot_be_had_stops_no_other() -> None:
     assert "Not planned, left to its job" in done.text and "there is no such folder" in done.text
 
 
+@pytest.mark.slow
 def test_a_point_that_another_run_writes_stops_no_other(tmp_path: Path) -> None:
     folders = {}
     for line in plan(*SMALL).out.splitlines():

@@ -46,6 +46,7 @@ def finish(expected_before: dict[str, bytes], undisturbed: Path) -> None:
     check_same_rows(undisturbed, Path("outputs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "everything"), [(errno.ENOSPC, False), (errno.EROFS, True)], ids=["full", "read-only"]
 )

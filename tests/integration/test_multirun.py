@@ -137,6 +137,7 @@ def test_a_second_data_set_in_the_same_sweep(work: Work) -> None:
     assert len(work.prefills) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_its_own_jobs_only() -> None:
     """A folder named by the user, or two sweeps begun in one second, may hold jobs of another sweep."""
     assert run("-m", "masker=topk", "density=0.05,0.2", "hydra.sweep.dir=outputs/mine").code == 0
@@ -153,12 +154,14 @@ def test_an_unknown_masker_among_others_is_told_before_anything_runs(work: Work)
     assert work.counts == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_recipes_can_be_swept() -> None:
     done = run("-m", "masker=topk,[sink,topk],[sink,local,random]")
     assert done.code == 0, done.text
     assert [words[0] for words in table_lines(done.out)] == ["topk", "sink+topk", "sink+local+random"]
 
 
+@pytest.mark.slow
 def test_places_of_sparsity_can_be_swept() -> None:
     done = run("-m", "masker=topk", "phases=[question,decode],[decode]", 'dense_layers=[],"0-1"')
     assert done.code == 0, done.text
@@ -180,6 +183,7 @@ def test_layers_of_a_masker_name_their_point() -> None:
     assert text.count("is the same point as") == 1, "[1,2] are the layers from 1 on in a model of three"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_and_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
     prefill = ModelAdapterHF.prefill
 

@@ -36,6 +36,7 @@ def shown_groups(text: str) -> list[list[int]]:
     return [[int(number.replace(",", "")) for number in numbers.split()] for numbers in found]
 
 
+@pytest.mark.slow
 def test_a_plan_before_and_after_the_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(factory, "_loaded", {})
@@ -135,6 +136,7 @@ def test_a_plan_of_a_search_says_what_it_leaves_out() -> None:
     assert "trials 0 to 1 of up to 20, counted from 0. Later batches are chosen from results" in shown.text
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_search_begins_no_trial_in_its_storage() -> None:
     optuna = pytest.importorskip("optuna")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -160,6 +162,7 @@ def test_workers_without_a_context_shorten_no_estimate() -> None:
         assert group.busy_workers == min(workers, 2), "there are two contexts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_contexts_on_disk_are_counted_without_weights(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ("masker=topk", f"model.name=tiny:{family}", "context_folder=contexts")
@@ -187,6 +190,7 @@ def test_contexts_on_disk_are_counted_without_weights(family: str, monkeypatch: 
     assert "read from context_folder" not in other.text and shown_groups(other.out)[0][3] == 2
 
 
+@pytest.mark.slow
 def test_a_full_context_folder_does_not_grow() -> None:
     given = ("masker=topk", "context_folder=contexts")
     assert run(*given, "context_folder_gib=0.0005").code == 0

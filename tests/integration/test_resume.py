@@ -94,6 +94,7 @@ def test_fewer_examples_aggregate_only_those(work: Work) -> None:
     assert len(lines(sparse_of())) == 3
 
 
+@pytest.mark.slow
 def test_dense_rows_are_computed_once_for_all_recipes(work: Work) -> None:
     assert run("masker=topk").code == 0
     dense = dense_of()

@@ -101,6 +101,7 @@ def silent_server() -> Iterator[int]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_silent_index_does_not_hang(wheels: Path, monkeypatch: pytest.MonkeyPatch, silent_server: int) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent_server}/simple")

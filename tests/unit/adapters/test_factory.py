@@ -92,6 +92,7 @@ print(json.dumps(said))
     server.server_close()
 
 
+@pytest.mark.slow
 def test_reachable_hub_model_keeps_its_id_and_names_its_commit(answers: dict[str, Any]) -> None:
     kind, text, _ = answers["owner/good"]
     assert kind == "ok"

@@ -168,6 +168,7 @@ def test_generation_limits(build):
     assert build("generation.max_new_tokens=3").generation.limit(7) == 3
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25,
     deadline=None,

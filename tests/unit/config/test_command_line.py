@@ -28,6 +28,7 @@ def run(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_help_shows_groups_and_examples(tmp_path):
     done = run("sah.run", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_help_shows_groups_and_examples(tmp_path):
     assert 'eval "$(sah -sc install=bash)"' in done.stdout
 
 
+@pytest.mark.slow
 def test_composing_is_quick_and_leaves_nothing(tmp_path):
     seconds = []
     for _ in range(3):
@@ -86,6 +88,7 @@ def test_a_mistake_ends_in_one_message_and_exit_code_1(tmp_path, argument, expec
         assert text in done.stderr
 
 
+@pytest.mark.slow
 def test_hydra_full_error_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     for argument, name in (("masker.topk.foo=1", "ConfigCompositionException"), ("density=0", "ConfigError")):
@@ -104,6 +107,7 @@ def test_options_of_a_folder_of_ones_own_are_named(tmp_path):
         assert choice.replace("own_two", "own_one") in done.stderr.partition("Write")[2]
 
 
+@pytest.mark.slow
 def test_sah_takes_overrides_with_and_without_the_word_run(tmp_path):
     bare = run("sah.cli", "masker=sink", "--cfg", "job", cwd=tmp_path)
     worded = run("sah.cli", "run", "masker=sink", "--cfg", "job", cwd=tmp_path)
@@ -112,6 +116,7 @@ def test_sah_takes_overrides_with_and_without_the_word_run(tmp_path):
     assert "sink_size: 4" in bare.stdout
 
 
+@pytest.mark.slow
 def test_sah_alone_shows_the_help(tmp_path):
     assert "sah fetch" in run("sah.cli", cwd=tmp_path).stdout
 

@@ -29,6 +29,7 @@ def test_a_job_holds_its_experiment_and_its_config(sweep: Sweep) -> None:
     assert first.text() == "masker=topk density=0.2" and first.text(["masker=topk"]) == "density=0.2"
 
 
+@pytest.mark.slow
 def test_values_see_what_a_job_sees_of_hydra(sweep: Sweep) -> None:
     before = HydraConfig.instance().cfg
     given = ["output_dir='/a/${hydra:job.num}'", "model.label='${hydra:job.name}'", "hydra.sweep.dir=/s"]

@@ -48,6 +48,7 @@ def _log_runs(tmp_path: Path, mode: str, *arguments: str, **environment: str) ->
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_everything_in_the_folder_given(tmp_path: Path) -> None:
     (said,), warnings = _log_runs(tmp_path, "auto")
     assert said["failure"] is None and warnings == ""
@@ -115,6 +116,7 @@ def test_auto_is_online_where_a_key_is_configured(tmp_path: Path, server: FakeWa
     assert server.unknown == []
 
 
+@pytest.mark.slow
 def test_a_resumed_point_goes_on_in_the_same_run(tmp_path: Path, server: FakeWandbServer) -> None:
     for _ in range(2):
         (said,), _ = _log_runs(tmp_path, "online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
@@ -157,6 +159,7 @@ def test_online_without_a_key_is_a_warning(tmp_path: Path) -> None:
     assert "No API key configured" in said["failure"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["CreateArtifact", "CreateRunFiles"])
 def test_a_server_that_breaks_midway_neither_blocks_nor_loses(tmp_path: Path, operation: str) -> None:
     with FakeWandbServer(fails_from=operation) as server:
@@ -169,6 +172,7 @@ def test_a_server_that_breaks_midway_neither_blocks_nor_loses(tmp_path: Path, op
     assert run.history[-1]["predictions"]["nrows"] == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_leads_to_an_offline_run(tmp_path: Path) -> None:
     environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
     (said,), warnings = _log_runs(tmp_path, "auto", "impatient", **environment)
