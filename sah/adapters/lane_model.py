@@ -18,7 +18,7 @@ from sah.adapters import attention_switch as switch
 from sah.adapters.lane_cache import LaneCache
 from sah.adapters.lane_products import CommonProducts
 from sah.adapters.lane_rows import LaneRows, LaneSetting
-from sah.sparse_attention.kernels.shared import attend_everything, rows_at_once
+from sah.sparse_attention.kernels.shared import attend_everything, row_pieces
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.lanes import LaneSeconds
 from sah.sparse_attention.shared import SharedStates
@@ -194,17 +194,16 @@ def _attend_densely(
     special: Mapping[str, Any],
 ) -> torch.Tensor:
     """Attend to every key, or those of a window, in pieces of rows whose logits are bounded; (rows, heads, dim)."""
-    step = rows_at_once(queries, keys)
     found = [
         attend_everything(
-            queries[start : start + step],
-            keys.of_rows(slice(start, start + step)),
-            values.of_rows(slice(start, start + step)),
+            queries[piece],
+            keys.of_rows(piece),
+            values.of_rows(piece),
             scaling,
             window=window,
             sinks=special.get("s_aux"),
             softcap=special.get("softcap"),
         )
-        for start in range(0, len(queries), step)
+        for piece in row_pieces(queries, keys)
     ]
     return torch.cat(found).squeeze(2)

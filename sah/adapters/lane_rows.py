@@ -47,16 +47,16 @@ class LaneRows:
     one_each: bool
     in_order: bool
 
-    readable: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    by_hidden: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """By the tokens of the context that a layer no longer holds: lanes, lengths and readable keys on its device."""
 
     def states(self, layer: LaneLayer, which: int, device: torch.device) -> SharedStates:
         """Return keys (0) or values (1) of a layer as these rows see them."""
-        if layer.hidden not in self.readable:
+        if layer.hidden not in self.by_hidden:
             lengths = self.lengths.to(device) - layer.hidden
             kv_len = layer.context[which].shape[2] + self.used
-            self.readable[layer.hidden] = (self.lanes.to(device), lengths, readable(lengths, kv_len))
-        lanes, lengths, may_read = (part.to(device) for part in self.readable[layer.hidden])
+            self.by_hidden[layer.hidden] = (self.lanes.to(device), lengths, readable(lengths, kv_len))
+        lanes, lengths, may_read = (part.to(device) for part in self.by_hidden[layer.hidden])
         return SharedStates(
             layer.context[which],
             layer.own[which][self.setting.first : self.setting.stop],

@@ -131,6 +131,7 @@ def answer_lanes(
                 _log.info("A batch of %d answers failed (%s); going on setting by setting.", size, error)
                 queue = settings + queue
             else:
+                _log.warning("A batch of %d answers failed (%s); its unfinished ones run one by one.", size, error)
                 alone += [lane.number for lane in rest]
         if later:
             queue.insert(0, later)

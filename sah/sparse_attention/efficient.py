@@ -15,7 +15,7 @@ from sah.sparse_attention.kernels.shared import (
     attend_dense_mask,
     attend_everything,
     attend_shared_lists,
-    rows_at_once,
+    row_pieces,
 )
 from sah.sparse_attention.kernels.workspace import Workspace
 from sah.sparse_attention.key_lists import KeyLists
@@ -80,15 +80,10 @@ class EfficientAttention(ResearchAttention):
         layer_idx = kwargs["layer_idx"]
         if not all(masker.works_in_lanes for masker in self.recipe_of(layer_idx)):
             return super().attend_lanes(module, queries, keys, values, scaling, states, **kwargs)
-        rows = len(queries)
-        step = rows_at_once(queries, keys) if keys.known.of(queries) is None else rows
         pieces = []
-        for start in range(0, rows, step):
-            piece = slice(start, start + step)
-            mine = keys.of_rows(piece)
-            arguments = (queries[piece], mine, values.of_rows(piece), scaling)
+        for piece in row_pieces(queries, keys):
+            arguments = (queries[piece], keys.of_rows(piece), values.of_rows(piece), scaling)
             pieces.append(self._attend_rows(*arguments, states, states.of_rows(piece), **kwargs))
-            keys.known.asked |= mine.known.asked
         return torch.cat(pieces).squeeze(2)
 
     def _attend_rows(

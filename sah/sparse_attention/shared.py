@@ -10,14 +10,24 @@ import torch
 class KnownLogits:
     """Logits of all keys that were computed already, for the queries of one call.
 
+    Args:
+        whole: Of the call, if this is of some of its rows.
+
     Attributes:
         asked: Whether a step of the recipe asked for them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: KnownLogits | None = None) -> None:
         self.asked = False
+        self._whole = whole
         self._queries: torch.Tensor | None = None
         self._logits: torch.Tensor | None = None
+
+    def ask(self) -> None:
+        """Note that a step of the recipe asks for them, for the whole call as well."""
+        self.asked = True
+        if self._whole is not None:
+            self._whole.ask()
 
     def put(self, queries: torch.Tensor, logits: torch.Tensor) -> None:
         """Keep the logits of some queries; those kept before are forgotten."""
@@ -150,7 +160,7 @@ class SharedStates:
             lengths=lengths,
             in_order=False,
             may_read=None,
-            known=KnownLogits(),
+            known=KnownLogits(self.known),
             deferred=None,
         )
 

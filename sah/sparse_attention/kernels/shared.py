@@ -26,9 +26,21 @@ def piece_numbers(device: torch.device) -> int:
     return 1 << 19 if device.type == "cpu" else 1 << 24
 
 
-def rows_at_once(queries: torch.Tensor, keys: SharedStates) -> int:
-    """Return how many rows are worked off at once, at least one."""
-    return max(1, piece_numbers(queries.device) // (queries.shape[1] * keys.shape[2]))
+def row_pieces(queries: torch.Tensor, keys: SharedStates) -> list[slice]:
+    """Cut the rows of a call into pieces whose logits are bounded; rows whose logits are known stay together.
+
+    Args:
+        queries: (rows, heads, 1, head_dim).
+        keys: (rows, kv_heads, kv_len, head_dim).
+
+    Returns:
+        Ranges of rows, in order.
+    """
+    rows, heads = queries.shape[:2]
+    step = max(1, piece_numbers(queries.device) // (heads * keys.shape[2]))
+    if keys.known.of(queries) is not None:
+        step = rows
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> torch.Tensor:
@@ -42,7 +54,7 @@ def call_logits(queries: torch.Tensor, keys: SharedStates, scaling: float) -> to
     Returns:
         Logits before any cap, (rows, heads, 1, kv_len), float32; not to be written to.
     """
-    keys.known.asked = True
+    keys.known.ask()
     logits = keys.known.of(queries)
     if logits is None:
         logits = attention_logits(queries, keys, scaling)

@@ -276,6 +276,20 @@ def test_pieces_of_rows_give_the_same(recipe: str, rows: int, monkeypatch: pytes
         assert other.density() == pytest.approx(one.density(), abs=1e-9)
 
 
+def test_pieces_ask_for_the_whole_call_and_known_logits_need_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "piece_numbers", lambda device: 1)
+    lanes = torch.arange(3)
+    keys = SharedStates(torch.randn(1, 2, 5, 4), torch.randn(3, 2, 2, 4), lanes, torch.full((3,), 6), 1, True, True)
+    queries = torch.randn(3, 4, 1, 4)
+    pieces = kernels.row_pieces(queries, keys)
+    assert pieces == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    found = [kernels.call_logits(queries[piece], keys.of_rows(piece), 1.0) for piece in pieces]
+    assert keys.known.asked and keys.known.of(queries) is None
+    assert not keys.of_rows(pieces[0]).known.asked
+    keys.known.put(queries, torch.cat(found))
+    assert kernels.row_pieces(queries, keys) == [slice(0, 3)]
+
+
 @pytest.mark.parametrize("share", [0, 10**9], ids=["key by key", "by products over all keys"])
 @pytest.mark.parametrize("recipe", [*FORMS, "quest-hard", "random-hard", "random-group", "topk-group", "sink+local"])
 def test_both_ways_of_reading_lists_give_the_same(recipe: str, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
