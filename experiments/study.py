@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from sah.report.records import read_records
 from sah.report.summary import PointSummary, summarise_point
-from sah.runners.records import read_records
 
 FAST = ["model=tiny", "tracker=none", "dataset.length=512", "dataset.num_examples=2", "dataset.depths=2"]
 """Overrides of the fast form, which shows that a study runs; its scores mean nothing."""

@@ -239,7 +239,7 @@ class PointStore:
         if stored is None:
             return
         _check_point_file(self.folder, stored)
-        before, now = _flat(stored["identity"]), _flat(self.identity)
+        before, now = flat(stored["identity"]), flat(self.identity)
         nothing = "(absent)"
         lines = [
             f"  {key}: there {before.get(key, nothing)}, now {now.get(key, nothing)}"
@@ -319,7 +319,16 @@ def _read_predictions(folder: Path) -> tuple[dict[str, PredictionRow], int, bool
     return rows, size, newline_missing
 
 
-def _flat(value: Any, key: str = "") -> dict[str, str]:
+def flat(value: Any, key: str = "") -> dict[str, str]:
+    """Lay nested JSON data out.
+
+    Args:
+        value: Dicts and lists, nested at will.
+        key: Name of the value itself.
+
+    Returns:
+        Dotted name to the JSON of each scalar.
+    """
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, dict) and value:
         items = value.items()
@@ -327,7 +336,7 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:
         items = enumerate(value)
     else:
         return {key: json.dumps(value)}
-    flat: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, item in items:
-        flat.update(_flat(item, f"{key}.{name}" if key else str(name)))
-    return flat
+        found.update(flat(item, f"{key}.{name}" if key else str(name)))
+    return found

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, open_dict, read_write
 from sah.console import print_error
 from sah.errors import ConfigError, StateError
 from sah.report.pareto import front_table
+from sah.report.records import collect_points, read_records
 from sah.report.table import markdown_table, print_built, print_lines, print_table, speed_note
 from sah.runners.launcher import planning
-from sah.runners.records import clear_records, collect_points, read_records
+from sah.runners.records import clear_records
 from sah.runners.search import check_directions, collect_search, keep_search
 
 

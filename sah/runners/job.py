@@ -18,6 +18,7 @@ from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
 from sah.config.launcher import LAUNCHER, PREFIX
 from sah.errors import ModelError, SahError, WorkerError
+from sah.report.records import JOB_FILE
 from sah.report.summary import objective_values, summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
@@ -27,7 +28,7 @@ from sah.results.rows import plain_json
 from sah.runners.group import Group, run_group
 from sah.runners.jobs import plain_config
 from sah.runners.point import Point, prepare_point
-from sah.runners.records import JOB_FILE, sweep_name
+from sah.runners.records import sweep_name
 from sah.runners.scoring import score_point
 from sah.runners.session import Session
 from sah.runners.timing import time_point
@@ -150,6 +151,7 @@ def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> f
             "point": point.main.store.id,
             "folder": str(point.main.store.folder.resolve()),
             "examples": hashlib.sha256(" ".join(point.row_keys).encode()).hexdigest()[:16],
+            "questions": point.row_keys,
             "label": point.main.label,
             "metrics": metrics,
         }

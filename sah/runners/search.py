@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from sah.config.build import build_tracker
 from sah.errors import bad_value
 from sah.report.pareto import SearchPoint, SearchResult, front_markdown, search_result
+from sah.report.records import collect_points, point_key
 from sah.report.summary import OBJECTIVES
 from sah.results.files import replace_file, replace_json
 from sah.results.redact import redacted
 from sah.results.rows import plain_json
-from sah.runners.records import collect_points, point_key, sweep_name
+from sah.runners.records import sweep_name
 from sah.tracking.base import RunInfo
 from sah.tracking.discovery import create_tracker
 
@@ -60,7 +61,7 @@ def collect_search(records: Sequence[Mapping[str, Any]]) -> SearchResult | None:
     """Find the Pareto set of a sweep.
 
     Args:
-        records: What its jobs left, see `sah.runners.records`.
+        records: What its jobs left, see `sah.report.records`.
 
     Returns:
         The finished points, each once; None if no job of the sweep has more than one objective. Jobs that failed, or in
