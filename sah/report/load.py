@@ -148,15 +148,15 @@ class ReportData:
         for point in self.points:
             kind = {name: point.main.identity.get(name) for name in ("model", "dataset", "generation")}
             members.setdefault(json.dumps(kind, sort_keys=True), []).append(point)
-        values = {key: flat(json.loads(key)) for key in members}
+        values = {key: _laid_out(json.loads(key)) for key in members}
         titles: dict[str, list[ReportPoint]] = {}
         for key, points in members.items():
             title = f"{points[0].model}, {points[0].dataset}"
             alike = [values[k] for k, p in members.items() if f"{p[0].model}, {p[0].dataset}" == title]
             names = dict.fromkeys(name for other in alike for name in other)
             telling = [name for name in names if len({other.get(name) for other in alike}) > 1]
-            shown = [f"{name}={values[key].get(name, 'none')}" for name in telling]
-            titles[", ".join([title, *shown])] = points
+            shown = ", ".join([title, *(f"{name}={values[key][name]}" for name in telling if name in values[key])])
+            titles[shown if shown not in titles else f"{shown} ({len(titles) + 1})"] = points
         return titles
 
 
@@ -295,6 +295,21 @@ def _dense_arm(
                 "comparison are those that were stored."
             )
     return arms[folder]
+
+
+def _laid_out(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Lay an identity out for a title: scalars as they are, of lists their length."""
+    found = {}
+    for name, value in flat({key: _counted(part) for key, part in identity.items()}).items():
+        if not name.endswith("_version"):
+            found[name] = value.strip('"')
+    return found
+
+
+def _counted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _counted(item) for name, item in value.items()}
+    return f"{len(value)} values" if isinstance(value, list) else value
 
 
 def _scores(arm: StoredPoint | None, key: str) -> Mapping[str, float]:
