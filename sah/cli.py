@@ -1,16 +1,23 @@
-"""The console script `sah`: `sah run ...`, overrides alone (`sah masker=topk`), `sah plan ...` and `sah fetch NAME`."""
+"""The console script `sah`: `sah run ...`, overrides alone (`sah masker=topk`), and the commands below."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import sys
 
+from sah.config.values import closest
 from sah.console import print_error
 from sah.errors import SahError
+from sah.terminal.command import COMMANDS as TERMINAL_COMMANDS
+from sah.terminal.command import run as run_terminal
 
 ESSAYS = "essays"
 """What `sah fetch` downloads beside models: the text of the haystack."""
+
+COMMANDS = ("run", "plan", *TERMINAL_COMMANDS, "report", "fetch")
+"""Words that may stand first; each is imported when it is asked for."""
 
 _USAGE_EXIT = 2
 
@@ -20,6 +27,12 @@ def main() -> None:
     program, *arguments = sys.argv
     if arguments and arguments[0] == "fetch":
         raise SystemExit(fetch(arguments[1:]))
+    if arguments and arguments[0] in TERMINAL_COMMANDS:
+        raise SystemExit(run_terminal(arguments[0], arguments[1:]))
+    if arguments and arguments[0] == "report":
+        sys.argv = [f"{program} report", *arguments[1:]]
+        runpy.run_module("sah.report", run_name="__main__", alter_sys=True)
+        return
     if arguments and arguments[0] == "plan":
         from sah.plan import main as plan
 
@@ -31,9 +44,10 @@ def main() -> None:
     elif not arguments:
         arguments = ["--help"]
     elif re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
+        meant = closest(arguments[0], COMMANDS)
         print_error(
-            f"There is no command {arguments[0]!r}. Allowed: run, plan, fetch, or settings such as masker=topk. "
-            "See: sah --help"
+            f"There is no command {arguments[0]!r}. Allowed: {', '.join(COMMANDS)}, or settings such as masker=topk. "
+            f"{f'Did you mean: sah {meant}? ' if meant else ''}See: sah --help"
         )
         raise SystemExit(_USAGE_EXIT)
     from sah.run import main as run

@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sah.adapters.finite import FINITE_KEY, FiniteWatch
 from sah.sparse_attention.allowed import allowed_keys
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.kernels.masked import masked_attention
@@ -157,7 +158,7 @@ def attention_function(sparse_attention: SparseAttention) -> Callable[..., Any]:
         layer_idx = int(kwargs.pop("layer_idx", getattr(module, "layer_idx", -1)))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if not is_full_attention(module, layer_idx, kwargs):
-            output, weights = masked_attention(
+            windowed, weights = masked_attention(
                 query,
                 key,
                 value,
@@ -167,9 +168,13 @@ def attention_function(sparse_attention: SparseAttention) -> Callable[..., Any]:
                 sinks=kwargs.get("s_aux"),
                 softcap=kwargs.get("softcap"),
             )
-            return output.transpose(1, 2).contiguous(), weights
-        return sparse_attention.custom_attention(
+            return windowed.transpose(1, 2).contiguous(), weights
+        output, its_weights = sparse_attention.custom_attention(
             module, query, key, value, attention_mask, scaling, dropout, sparse_meta_data, layer_idx=layer_idx, **kwargs
         )
+        watch = sparse_meta_data.get(FINITE_KEY)
+        if isinstance(watch, FiniteWatch):
+            watch.see(layer_idx, query[0].transpose(0, 1), output[0])
+        return output, its_weights
 
     return sah_attention

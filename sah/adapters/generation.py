@@ -14,8 +14,9 @@ import torch
 
 from sah.adapters.attention_switch import META_DATA_KEY
 from sah.adapters.context_cache import ContextCache
+from sah.adapters.finite import FINITE_KEY, FiniteWatch, first_broken_layer, not_finite, usable
+from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, AttentionErrors, HeadErrors
 from sah.sparse_attention.config import DECODE, QUESTION
-from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 from sah.sparse_attention.times import now
 
@@ -60,12 +61,15 @@ class Answer:
     sparse_layers: tuple[int, ...]
     """Layers that ran sparse: those that attend to the whole sequence and are none of `dense_layers`."""
 
-    output_error: float | None = None
-    """Relative output error of the sparse attention, mean over the queries, heads and layers of the calls that were
-    compared with dense attention; None where none was. The times hold the comparison."""
+    calls_by_layer: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Calls of the sparse attention by phase and layer; layers without any are left out."""
 
-    output_error_by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
-    """The same for each head, (heads,), by layer."""
+    output_error: float | None = None
+    """Relative output error of the sparse attention, mean over layers, heads and the queries that were compared with
+    dense attention; None where none was. The times hold the comparison."""
+
+    attention_errors: dict[int, HeadErrors] = field(default_factory=dict)
+    """What was compared, by layer and head."""
 
     state_seconds: float | None = None
     """Wall seconds spent before this question on deriving state (page bounds, signatures) from the context's keys, no
@@ -97,7 +101,7 @@ class Stopwatch:
         return current[0] - before[0], current[1] - before[1]
 
 
-def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, extra: dict[str, Any]) -> int:
+def next_logits(model: Any, cache: ContextCache, ids: list[int], position: int, extra: dict[str, Any]) -> torch.Tensor:
     """Run ids behind those that a cache holds through the model.
 
     Args:
@@ -108,10 +112,13 @@ def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, e
         extra: Further arguments of the model's call.
 
     Returns:
-        The likeliest id after them.
+        The logits after the last one, (vocabulary,).
     """
+    watch = extra.get(META_DATA_KEY, {}).get(FINITE_KEY)
+    if watch is not None:
+        watch.begin()
     device = model.get_input_embeddings().weight.device
-    logits = model(
+    logits: torch.Tensor = model(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.arange(position, position + len(ids), device=device)[None],
         past_key_values=cache.past_key_values,
@@ -119,7 +126,37 @@ def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, e
         logits_to_keep=1,
         **extra,
     ).logits
-    return int(logits[0, -1].argmax())
+    return logits[0, -1]
+
+
+def next_token(model: Any, cache: ContextCache, ids: list[int], position: int, extra: dict[str, Any]) -> int:
+    """Return the likeliest id after ids behind those that a cache holds; arguments as of `next_logits`."""
+    return int(next_logits(model, cache, ids, position, extra).argmax())
+
+
+def check_finite(
+    logits: torch.Tensor, model: Any, cache: ContextCache, behind: list[int], step: int, extra: dict[str, Any]
+) -> None:
+    """Refuse logits that are not finite.
+
+    Args:
+        logits: Of `next_logits`.
+        model: The model.
+        cache: The context; may hold tokens behind it, which are cut off to find the layer.
+        behind: All ids behind the context so far.
+        step: Number of the answer's token.
+        extra: Further arguments of the model's call.
+
+    Raises:
+        ModelError: If one is NaN or infinite; names layer, head and step.
+    """
+    if bool(usable(logits[None])):
+        return
+    watch = extra.get(META_DATA_KEY, {}).get(FINITE_KEY)
+    if isinstance(watch, FiniteWatch):
+        raise not_finite(step, watch.where(slice(None))[1])
+    cache.cut_back()
+    raise not_finite(step, first_broken_layer(model, behind, cache.length, cache.past_key_values))
 
 
 @torch.no_grad()
@@ -150,18 +187,23 @@ def decode_greedily(
     """
     extra = {} if sparse_meta_data is None else {META_DATA_KEY: sparse_meta_data}
     statistics = AttentionStatistics() if sparse_meta_data is None else sparse_meta_data[STATISTICS_KEY]
-    errors = (sparse_meta_data or {}).get(OUTPUT_ERROR_KEY) or OutputError(0.0)
+    errors = (sparse_meta_data or {}).get(ATTENTION_ERRORS_KEY) or AttentionErrors(0.0)
 
     watch = Stopwatch(model.get_input_embeddings().weight.device)
     try:
         statistics.phase = QUESTION
         with dense_question or nullcontext():
-            generated = [next_token(model, cache, question_ids, cache.length, {} if dense_question else extra)]
+            first = {} if dense_question else extra
+            logits = next_logits(model, cache, question_ids, cache.length, first)
+            check_finite(logits, model, cache, question_ids, 0, first)
+        generated = [int(logits.argmax())]
         question_times = watch.read()
         statistics.phase = DECODE
         position = cache.length + len(question_ids)
         while generated[-1] not in stop_ids and len(generated) < max_new_tokens:
-            generated.append(next_token(model, cache, generated[-1:], position, extra))
+            logits = next_logits(model, cache, generated[-1:], position, extra)
+            check_finite(logits, model, cache, [*question_ids, *generated], len(generated), extra)
+            generated.append(int(logits.argmax()))
             position += 1
         decode_times = watch.read()
     finally:
@@ -180,6 +222,7 @@ def decode_greedily(
         density_by_phase={phase: statistics.density(phase) for phase in (QUESTION, DECODE)},
         attention_calls=statistics.calls(),
         sparse_layers=tuple(statistics.layers()),
+        calls_by_layer={phase: statistics.calls_by_layer(phase) for phase in (QUESTION, DECODE)},
         output_error=errors.mean(),
-        output_error_by_layer=errors.by_layer(),
+        attention_errors=errors.by_layer(),
     )

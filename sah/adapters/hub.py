@@ -68,13 +68,13 @@ def find(repo_id: str, model_kwargs: dict[str, Any]) -> HubModel:
     filename = model_kwargs.get("gguf_file") or "config.json"
     if model_kwargs.get("subfolder"):
         filename = f"{model_kwargs['subfolder']}/{filename}"
-    snapshot = _cached_snapshot(repo_id, filename, revision, None if cache is None else str(cache))
+    snapshot = cached_snapshot(repo_id, filename, revision, None if cache is None else str(cache))
     if snapshot is not None:
         return HubModel(str(snapshot), snapshot.name)
     return HubModel(repo_id, _commit(repo_id, filename, revision, token))
 
 
-def _cached_snapshot(repo_id: str, filename: str, revision: str | None, cache: str | None) -> Path | None:
+def cached_snapshot(repo_id: str, filename: str, revision: str | None, cache: str | None) -> Path | None:
     """The model's snapshot in the hub cache, if it holds configuration, tokenizer and all weights."""
     from huggingface_hub import try_to_load_from_cache
 

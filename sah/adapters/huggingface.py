@@ -17,17 +17,18 @@ from sah.adapters import attention_switch as switch
 from sah.adapters.base import ModelAdapter, Request, RequestResponse
 from sah.adapters.calibration import give_channels
 from sah.adapters.context_cache import ContextCache, ids_digest
+from sah.adapters.finite import FINITE_KEY, FiniteWatch
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
 from sah.adapters.kv_cache import cut_back, holds_everything, new_cache
 from sah.adapters.prompt import PromptFormatter
+from sah.adapters.proof import check_any_call, check_calls
 from sah.adapters.sparse_generate import check_options, meta_data_in_every_call
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS, check_count
 from sah.errors import ConfigError, DataError, ModelError, StateError
+from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, AttentionErrors
 from sah.sparse_attention.base import SparseAttention
-from sah.sparse_attention.config import PHASES, QUESTION, SparseAttentionConfig
+from sah.sparse_attention.config import QUESTION, SparseAttentionConfig
 from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
-from sah.sparse_attention.lanes import LaneStates
-from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 
@@ -163,6 +164,12 @@ class ModelAdapterHF(ModelAdapter):
         other._check_layers()
         return other
 
+    def with_plain_prompts(self) -> ModelAdapterHF:
+        """Make an adapter that puts no chat template around contexts; it shares this one's model and tokenizer."""
+        other = self.with_sparse_attention(self.sparse_attention_config)
+        other.prompts = PromptFormatter(self.tokenizer, use_template=False)
+        return other
+
     def close(self) -> None:
         """Remove this adapter's entries from transformers' registries. The model stays usable, dense.
 
@@ -214,8 +221,8 @@ class ModelAdapterHF(ModelAdapter):
             question: The question, joined to the context as it is.
             answer_prefix: Text that the answer starts with.
             max_new_tokens: Most tokens to generate.
-            attention_error: Share of the sparse attention calls whose output is compared with dense attention's; the
-                answer stays the same. They are chosen by the seed of the sparse attention's config and by the question.
+            attention_error: Share of the queries that are compared with dense attention in every layer; the answer
+                stays the same. They are chosen by the seed of the sparse attention's config and by the question.
 
         Returns:
             The answer, a function of context, question, settings and seed alone. Decoding is plain greedy: a
@@ -224,7 +231,8 @@ class ModelAdapterHF(ModelAdapter):
         Raises:
             ConfigError: If `max_new_tokens` is below 1, or `attention_error` is no share.
             DataError: If the question is empty, or everything together exceeds the model's window.
-            ModelError: If the adapter is sparse but no layer of the model called its attention.
+            ModelError: If the adapter is sparse but a layer that should call its attention did not, or numbers turn out
+                not to be finite; names layer, head and step.
             StateError: If the cache is another model's.
         """
         self.check_cache(cache)
@@ -237,15 +245,10 @@ class ModelAdapterHF(ModelAdapter):
         dense_question = None if QUESTION in self.sparse_phases else self.enable_dense_mode()
         with self.enable_sparse_mode():
             state_seconds = self.prepare_context(cache)
-            meta_data = self.new_meta_data(cache, ids)
-            if attention_error:
-                seed = getattr(self.sparse_attention_config, "seed", 0)
-                meta_data[OUTPUT_ERROR_KEY] = OutputError(attention_error, seed, *meta_data[LANES_KEY])
+            meta_data = self.new_meta_data(cache, ids, attention_error)
             answer = decode_greedily(*arguments, meta_data, dense_question)
-        answer = dataclasses.replace(answer, state_seconds=state_seconds)
-        if dense_question is None or len(answer.token_ids) > 1:
-            self._check_sparse(answer.attention_calls)
-        return answer
+        check_calls(self, answer.calls_by_layer, len(answer.token_ids) - 1)
+        return dataclasses.replace(answer, state_seconds=state_seconds)
 
     def check_cache(self, cache: ContextCache) -> None:
         """Check that a context was prefilled by this adapter's model; raise StateError if another one did."""
@@ -265,27 +268,6 @@ class ModelAdapterHF(ModelAdapter):
         check_count("max_new_tokens", max_new_tokens, minimum=1)
         tokens = cache.length + question_tokens + max_new_tokens
         self._check_window(tokens, f"Context, question and {max_new_tokens} new tokens have")
-
-    def lane_answer(self, answer: Answer, states: LaneStates, lane: int, state_seconds: float) -> Answer:
-        """Add to the answer of a lane, by its number in the setting, what its sparse attention did.
-
-        Raises:
-            ModelError: If no layer of the model called the attention.
-        """
-        statistics = states.statistics(lane)
-        if QUESTION in self.sparse_phases or len(answer.token_ids) > 1:
-            self._check_sparse(statistics.calls())
-        selection, attention = states.seconds(lane)
-        return dataclasses.replace(
-            answer,
-            density=statistics.density(),
-            density_by_phase={phase: statistics.density(phase) for phase in PHASES},
-            attention_calls=statistics.calls(),
-            sparse_layers=tuple(statistics.layers()),
-            state_seconds=state_seconds,
-            selection_seconds=selection,
-            attention_seconds=attention,
-        )
 
     def prepare_context(self, cache: ContextCache) -> float:
         """Derive what the recipe needs of a context's keys (page bounds, labels), once for all its questions.
@@ -310,18 +292,30 @@ class ModelAdapterHF(ModelAdapter):
                     self.sparse_attention.prepare_context(cache.context_state, layer_idx, keys)
             return watch.read()[0] if len(cache.context_state) > before else 0.0
 
-    def new_meta_data(self, cache: ContextCache, question_ids: list[int]) -> dict[Any, Any]:
+    def new_meta_data(
+        self, cache: ContextCache, question_ids: list[int], attention_error: float = 0.0
+    ) -> dict[Any, Any]:
         """Make the `sparse_meta_data` of one question over a context, as `answer` does.
 
         Args:
             cache: From `prefill`, of this model.
             question_ids: Ids that follow the context's; random choices are seeded from both.
+            attention_error: Share of queries that are compared with dense attention in every layer.
 
         Returns:
             The dict, for all model calls of the question and no others.
+
+        Raises:
+            ConfigError: If `attention_error` is no share.
         """
-        meta_data = self._meta_data(cache.context_state, ids_digest([*cache.prompt.ids, *question_ids]))
-        return {**meta_data, CONTEXT_LENGTH_KEY: cache.length}
+        lane = ids_digest([*cache.prompt.ids, *question_ids])
+        errors = AttentionErrors(attention_error, getattr(self.sparse_attention_config, "seed", 0), lane)
+        return {
+            **self._meta_data(cache.context_state, lane),
+            CONTEXT_LENGTH_KEY: cache.length,
+            FINITE_KEY: FiniteWatch(),
+            ATTENTION_ERRORS_KEY: errors,
+        }
 
     def process_request(self, request: Request) -> RequestResponse:
         """Answer all questions of a request over one dense prefill; see `ModelHubAdapterInterface.process_request`."""
@@ -374,7 +368,7 @@ class ModelAdapterHF(ModelAdapter):
         with meta_data_in_every_call(self.model, meta_data, dense_first) as calls:
             output = self.model.generate(ids, past_key_values=past, **kwargs)
         if calls[0] > 1 or dense_first is None:
-            self._check_sparse(meta_data[STATISTICS_KEY].calls())
+            check_any_call(self, meta_data[STATISTICS_KEY].calls())
         return output
 
     def count_prompt_tokens(self, context: str, question: str, answer_prefix: str = "") -> int:
@@ -432,14 +426,6 @@ class ModelAdapterHF(ModelAdapter):
     def _check_layers(self) -> None:
         if self.sparse_attention_config is not None:
             self.sparse_attention_config.check_layers(self.num_layers)
-
-    def _check_sparse(self, calls: int) -> None:
-        if calls == 0:
-            raise ModelError(
-                f"The model {self.model_name!r} ran without calling the sparse attention once: it has no "
-                "full-attention layer outside dense_layers, or its code does not use transformers' attention "
-                "interface. Its answers would be dense ones."
-            )
 
     def _check_window(self, tokens: int, what: str) -> None:
         if self.window is not None and tokens > self.window:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sah.adapters.context_cache import ContextCache
+from sah.adapters.finite import not_finite
 from sah.adapters.generation import Answer
 from sah.adapters.lane_model import LaneModel
-from sah.adapters.lane_rows import LaneSetting
-from sah.sparse_attention.config import DECODE, QUESTION
-from sah.sparse_attention.lanes import LaneSeconds, LaneStates
+from sah.adapters.lane_settings import prepare_settings
+from sah.adapters.proof import check_calls
+from sah.errors import ModelError
+from sah.sparse_attention.config import DECODE, PHASES, QUESTION
 
 if TYPE_CHECKING:
     from sah.adapters.huggingface import ModelAdapterHF
@@ -28,6 +30,7 @@ class PreparedLane:
     adapter: ModelAdapterHF
     question_ids: list[int]
     max_new_tokens: int
+    attention_error: float = 0.0
 
 
 class LaneBatch:
@@ -45,58 +48,48 @@ class LaneBatch:
         self.lanes = lanes
         self.generated: list[list[int]] = [[] for _ in lanes]
         self.active = list(range(len(lanes)))
-        self._settings: list[LaneSetting] = []
-        self._state_seconds: list[float] = []
-        self._question_dense: set[int] = set()
-        for _, members in itertools.groupby(range(len(lanes)), key=lambda lane: id(lanes[lane].adapter)):
-            self._add_setting(list(members))
+        self._prepared = prepare_settings(cache, lanes)
         room = max(len(lane.question_ids) + lane.max_new_tokens for lane in lanes)
-        self._model = LaneModel(adapter, cache.past_key_values, cache.length, self._settings, room)
+        self._model = LaneModel(adapter, cache.past_key_values, cache.length, self._prepared.settings, room)
 
     @property
     def is_done(self) -> bool:
         """Whether every lane has its answer."""
         return not self.active
 
-    def step(self) -> list[tuple[int, Answer]]:
+    def step(self) -> list[tuple[int, Answer | ModelError]]:
         """Run all questions (the first time) or one token of every unfinished lane.
 
         Returns:
-            Number and answer of the lanes that are done with it.
+            Number and answer of the lanes that are done with it, or why they have none.
         """
-        if not self.generated[self.active[0]]:
+        steps = len(self.generated[self.active[0]])
+        if not steps:
             tokens = [self.lanes[lane].question_ids for lane in self.active]
             starts = [0] * len(tokens)
-            ids, _ = self._model.next_ids(QUESTION, self.active, tokens, starts, dense=self._question_dense)
+            output = self._model.run(QUESTION, self.active, tokens, starts, dense=self._prepared.dense_questions)
         else:
             tokens = [self.generated[lane][-1:] for lane in self.active]
-            starts = [len(self.lanes[lane].question_ids) + len(self.generated[lane]) - 1 for lane in self.active]
-            ids, _ = self._model.next_ids(DECODE, self.active, tokens, starts, dense=set())
-        done: list[int] = []
-        for lane, new in zip(self.active, ids, strict=True):
+            starts = [len(self.lanes[lane].question_ids) + steps - 1 for lane in self.active]
+            output = self._model.run(DECODE, self.active, tokens, starts, dense=set())
+        done: list[tuple[int, Answer | ModelError]] = []
+        ended: set[int] = set()
+        for place, (lane, new) in enumerate(zip(self.active, output.logits.argmax(-1).tolist(), strict=True)):
+            if place in output.broken:
+                done.append((self.lanes[lane].number, not_finite(steps, output.broken[place][1])))
+                ended.add(lane)
+                continue
             self.generated[lane].append(new)
-            if new in self.adapter.stop_ids or len(self.generated[lane]) == self.lanes[lane].max_new_tokens:
-                done.append(lane)
-        self.active = [lane for lane in self.active if lane not in set(done)]
-        return [(self.lanes[lane].number, self._answer(lane)) for lane in done]
+            if new in self.adapter.stop_ids or steps + 1 == self.lanes[lane].max_new_tokens:
+                done.append((self.lanes[lane].number, self._answer(lane)))
+                ended.add(lane)
+        self.active = [lane for lane in self.active if lane not in ended]
+        return done
 
-    def _add_setting(self, members: list[int]) -> None:
-        adapter = self.lanes[members[0]].adapter
-        seconds = adapter.prepare_context(self.cache)
-        self._state_seconds += [seconds, *([0.0] * (len(members) - 1))]
-        states: LaneStates | None = None
-        lane_seconds = LaneSeconds(len(members))
-        if adapter.sparse_attention is not None:
-            if QUESTION not in adapter.sparse_phases:
-                self._question_dense.add(len(self._settings))
-            ids = [self.lanes[lane].question_ids for lane in members]
-            states = LaneStates([adapter.new_meta_data(self.cache, own) for own in ids], lane_seconds)
-        self._settings.append(LaneSetting(members[0], members[-1] + 1, adapter.sparse_attention, states, lane_seconds))
-
-    def _answer(self, lane: int) -> Answer:
+    def _answer(self, lane: int) -> Answer | ModelError:
         prepared, ids = self.lanes[lane], self.generated[lane]
-        setting = next(setting for setting in self._settings if setting.first <= lane < setting.stop)
-        states = setting.states
+        setting = self._prepared.of(lane)
+        own, states = lane - setting.first, setting.states
         answer = Answer(
             text=str(self.adapter.tokenizer.decode(ids, skip_special_tokens=True)),
             token_ids=ids,
@@ -108,12 +101,32 @@ class LaneBatch:
             decode_seconds=None,
             decode_cpu_seconds=None,
             density=None,
-            density_by_phase=dict.fromkeys((QUESTION, DECODE)),
+            density_by_phase=dict.fromkeys(PHASES),
             attention_calls=0,
             sparse_layers=(),
             selection_seconds=0.0,
-            attention_seconds=setting.seconds.of(lane - setting.first)[1],
+            calls_by_layer={phase: {} for phase in PHASES},
+            attention_seconds=setting.seconds.of(own)[1],
         )
         if states is None:
             return answer
-        return prepared.adapter.lane_answer(answer, states, lane - setting.first, self._state_seconds[lane])
+        statistics, errors = states.statistics(own), states.errors
+        calls = {phase: statistics.calls_by_layer(phase) for phase in PHASES}
+        try:
+            check_calls(prepared.adapter, calls, len(ids) - 1)
+        except ModelError as error:
+            return error
+        selection, attention = states.seconds(own)
+        return dataclasses.replace(
+            answer,
+            density=statistics.density(),
+            density_by_phase={phase: statistics.density(phase) for phase in PHASES},
+            attention_calls=statistics.calls(),
+            sparse_layers=tuple(statistics.layers()),
+            calls_by_layer=calls,
+            output_error=None if errors is None else errors[own].mean(),
+            attention_errors={} if errors is None else errors[own].by_layer(),
+            state_seconds=self._prepared.state_seconds[lane],
+            selection_seconds=selection,
+            attention_seconds=attention,
+        )

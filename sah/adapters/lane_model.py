@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sah.adapters import attention_switch as switch
+from sah.adapters.finite import FiniteWatch, usable
 from sah.adapters.lane_cache import LaneCache
 from sah.adapters.lane_products import CommonProducts
 from sah.adapters.lane_rows import LaneRows, LaneSetting
@@ -40,6 +41,18 @@ class _Call:
     """All rows as if they were of one dense setting, for layers that see a window only."""
 
     workspace: Workspace
+    watch: FiniteWatch
+
+
+@dataclass(frozen=True)
+class LaneOutput:
+    """What a model call gave."""
+
+    logits: torch.Tensor
+    """(lanes, vocabulary) behind the last token of each lane, or (tokens of all lanes in order, vocabulary)."""
+
+    broken: dict[int, tuple[int, str]]
+    """Lanes, by their place in the call, whose logits are not finite, with the token and the place where it began."""
 
 
 class LaneModel:
@@ -64,7 +77,7 @@ class LaneModel:
         self._everyone = LaneSetting(0, settings[-1].stop, None, None, LaneSeconds(settings[-1].stop))
 
     @torch.inference_mode()
-    def next_ids(
+    def run(
         self,
         phase: str,
         lanes: Sequence[int],
@@ -72,7 +85,8 @@ class LaneModel:
         starts: Sequence[int],
         *,
         dense: set[int],
-    ) -> tuple[list[int], torch.Tensor]:
+        every_token: bool = False,
+    ) -> LaneOutput:
         """Run tokens of several lanes.
 
         Args:
@@ -81,9 +95,10 @@ class LaneModel:
             tokens: Their tokens.
             starts: Place behind the context of the first token of each lane.
             dense: Numbers of settings that run dense in this call.
+            every_token: Whether the logits behind every token are wanted, and not those behind each lane's last alone.
 
         Returns:
-            The likeliest next id of each lane, and the logits, (lanes, vocabulary).
+            The logits, and which lanes have any that are not finite.
         """
         device = self.adapter.model.get_input_embeddings().weight.device
         row_lanes = [lane for lane, ids in zip(lanes, tokens, strict=True) for _ in ids]
@@ -91,7 +106,7 @@ class LaneModel:
         ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0) - 1
         groups = self._groups(phase, row_lanes, slots, dense)
         together = self._rows(self._everyone, 0, row_lanes, slots, max(slots) + 1)
-        call = _Call(self._cache, groups, together, self._workspace)
+        call = _Call(self._cache, groups, together, self._workspace, FiniteWatch())
         self._cache.put(torch.tensor(row_lanes), torch.tensor(slots))
         positions = torch.tensor([slots], device=device) + self.length
         with self._switched():
@@ -100,10 +115,17 @@ class LaneModel:
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=ends.to(device),
+                logits_to_keep=0 if every_token else ends.to(device),
                 **{switch.META_DATA_KEY: call},
             ).logits[0]
-        return logits.argmax(-1).tolist(), logits
+        broken: dict[int, tuple[int, str]] = {}
+        finite = usable(logits)
+        if not bool(finite.all()):
+            rows = [slice(end + 1 - len(ids), end + 1) for end, ids in zip(ends.tolist(), tokens, strict=True)]
+            for place, mine in enumerate(rows):
+                if not bool((finite[mine] if every_token else finite[place]).all()):
+                    broken[place] = call.watch.where(mine)
+        return LaneOutput(logits, broken)
 
     def _groups(self, phase: str, row_lanes: Sequence[int], slots: Sequence[int], dense: set[int]) -> list[LaneRows]:
         groups: list[LaneRows] = []
@@ -182,6 +204,7 @@ def _attention(
         output[group.rows] = found
         common.remember(group, keys)
     common.add_deferred(output)
+    call.watch.see(layer_idx, query[0].transpose(0, 1), output)
     return output[None].to(query.dtype), None
 
 

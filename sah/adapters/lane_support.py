@@ -89,7 +89,7 @@ def _probe(adapter: ModelAdapterHF) -> str | None:
         cut_back(past, PROBE_CONTEXT)
         setting = LaneSetting(0, len(lanes), None, None, LaneSeconds(len(lanes)))
         model = LaneModel(adapter, past, PROBE_CONTEXT, [setting], max(PROBE_LANES))
-        _, together = model.next_ids(QUESTION, [0, 1], lanes, [0, 0], dense=set())
+        together = model.run(QUESTION, [0, 1], lanes, [0, 0], dense=set()).logits
         for lane, own in enumerate(lanes):
             expected = _run(adapter, own, PROBE_CONTEXT, past)
             cut_back(past, PROBE_CONTEXT)

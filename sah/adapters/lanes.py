@@ -22,7 +22,7 @@ from sah.adapters.lane_cache import bytes_a_token
 from sah.adapters.lane_products import MOST_NUMBERS
 from sah.adapters.lane_support import lanes_supported, rope_agrees
 from sah.config.values import DEFAULT_MAX_NEW_TOKENS
-from sah.errors import SahError
+from sah.errors import ModelError, SahError
 from sah.sparse_attention.kernels.shared import piece_numbers
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Lane:
     answer_prefix: str = ""
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     attention_error: float = 0.0
-    """Share of the sparse attention calls that are compared with dense attention; above 0 the lane runs alone."""
+    """Share of the queries that are compared with dense attention in every sparse layer; the answer stays the same."""
 
 
 @dataclass
@@ -101,14 +101,10 @@ def answer_lanes(
             yield number, error
             continue
         ids = known[asked]
-        if (
-            not batched
-            or lane.attention_error
-            or not rope_agrees(adapter, cache.length, len(ids) + lane.max_new_tokens)
-        ):
+        if not batched or not rope_agrees(adapter, cache.length, len(ids) + lane.max_new_tokens):
             alone.append(number)
         else:
-            prepared.append(PreparedLane(number, lane.adapter, ids, lane.max_new_tokens))
+            prepared.append(PreparedLane(number, lane.adapter, ids, lane.max_new_tokens, lane.attention_error))
     queue = [prepared] if prepared else []
     width = width or LaneWidth()
     while queue:
@@ -148,7 +144,7 @@ def _by_setting(lanes: Sequence[PreparedLane]) -> list[list[PreparedLane]]:
 
 def _decode(
     adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[PreparedLane]
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, Answer | ModelError]]:
     batch = LaneBatch(adapter, cache, lanes)
     while not batch.is_done:
         yield from batch.step()

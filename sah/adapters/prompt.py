@@ -36,11 +36,12 @@ class PromptFormatter:
 
     Args:
         tokenizer: A Hugging Face tokenizer.
+        use_template: Whether its chat template, if it has one, is put around the text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, use_template: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.has_template = use_template and bool(getattr(tokenizer, "chat_template", None))
 
     def prompt_ids(self, context: str, question: str, answer_prefix: str = "") -> list[int]:
         """Return the ids of a whole prompt.

@@ -73,6 +73,7 @@ def build_experiment(config: DictConfig) -> Experiment:
         execution=root.execution,
         phases=tuple(root.phases),
         dense_layers=root.dense_layers,
+        fidelity=root.fidelity,
         attention_error=float(root.attention_error),
         generation=root.generation,
         seed=root.seed,
@@ -82,6 +83,7 @@ def build_experiment(config: DictConfig) -> Experiment:
         context_folder_bytes=int(root.context_folder_gib * _GIB),
         lanes_bytes=int(root.lanes_gib * _GIB),
         objectives=tuple(root.objectives),
+        margin=float(root.margin),
         threads=root.threads,
         timing=root.timing,
     )

@@ -38,8 +38,11 @@ class Experiment:
     dense_layers: int | str | list[int]
     """Layers that stay dense, as given. The dense baseline does not read them."""
 
+    fidelity: bool
+    """Whether sparse settings also read the dense answers. Changes no answer; the dense baseline does not read it."""
+
     attention_error: float
-    """Share of the sparse attention calls that are compared with dense attention. The dense baseline has none."""
+    """Share of the queries in that reading that are compared with dense attention."""
 
     generation: GenerationOptions
     seed: int
@@ -56,6 +59,9 @@ class Experiment:
 
     objectives: tuple[str, ...]
     """What a sweeper that optimises is told."""
+
+    margin: float
+    """Difference of scores within which sparse and dense count as tied. Changes no row."""
 
     threads: int | None
     timing: bool

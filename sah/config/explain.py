@@ -44,8 +44,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     Returns:
         The message. What is not known here keeps Hydra's own words.
     """
-    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        return _unknown_option(error, arguments)
+    missing = missing_option(error)
+    if missing is not None:
+        return _unknown_option(error, missing, arguments)
     if isinstance(error, OverrideParseException):
         key = error.override.partition("=")[0]
         return (
@@ -63,13 +64,12 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> str:
+def _unknown_option(error: Exception, missing: tuple[str, str, list[str]], arguments: Sequence[str]) -> str:
     """Name a group's options when one that does not exist was chosen, alone, in a list or in a YAML file."""
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    group, name, options = missing
     if f"{group}/{name}" in _PLUGINS:
         return str(missing_extra(*_PLUGINS[f"{group}/{name}"], f"{group}={name}"))
-    options = sorted(error.options or _options(str(error), group))
-    given = next((argument for argument in arguments if _chooses(argument, group, name)), None)
+    given = next((argument for argument in arguments if chooses(argument, group, name)), None)
     if given is None:
         asked_by = _ASKED_BY.search(str(error))
         where = f"In {asked_by[1]}.yaml: " if asked_by else ""
@@ -85,9 +85,25 @@ def _unknown_option(error: MissingConfigException, arguments: Sequence[str]) -> 
     return str(bad_value(key, name, ", ".join(options), instead))
 
 
-def _chooses(argument: str, group: str, name: str) -> bool:
+def chooses(argument: str, group: str, name: str) -> bool:
+    """Tell whether an argument chooses an option of a group, alone or in a list."""
     key, _, value = argument.partition("=")
     return key.lstrip("+").partition("@")[0] == group and name in re.split(r"[\[\],\s'\"]+", value)
+
+
+def missing_option(error: Exception) -> tuple[str, str, list[str]] | None:
+    """Read from Hydra's error which option of a group does not exist.
+
+    Args:
+        error: What Hydra raised while composing.
+
+    Returns:
+        The group, the option, and the options that there are; None if the error is another one.
+    """
+    if not isinstance(error, MissingConfigException) or "/" not in (error.missing_cfg_file or ""):
+        return None
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    return group, name, sorted(error.options or _options(str(error), group))
 
 
 def _options(message: str, group: str) -> set[str]:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from sah.config.values import closest
 from sah.errors import ConfigError
 
+PRESETS = "experiment"
+"""The group of presets, which is no key of the config."""
+
 
 def all_mistakes(messages: Iterable[str]) -> ConfigError:
     """Put every mistake into one error.
@@ -40,4 +43,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = sorted(known)
     meant = closest(name, known)
     instead = f"Write for example: {section}{'.' * bool(section)}{meant}=..." if meant else f"Remove {key}"
+    if not section and not meant and closest(name, [PRESETS]):
+        instead = f"Write for example: +{PRESETS}=smoke"
     return f"{key} is not a key of {section or 'the config'}. Allowed: {', '.join(known) or 'none'}. {instead}"

@@ -67,8 +67,11 @@ class ExperimentConfig(ValidatedConfig):
     dense_layers: Any = field(default_factory=list)
     """Layers that stay dense: `[0, 1]`, `"0-1"`, `"28-"`."""
 
-    attention_error: Any = 0.0
-    """Share of the sparse attention calls whose output is compared with dense attention's, 0 to 1."""
+    fidelity: bool = True
+    """Whether every sparse setting also reads the dense answers, for KL, agreement and attention error."""
+
+    attention_error: Any = 0.05
+    """Share of the queries in that reading that are compared with dense attention in every sparse layer, 0 to 1."""
 
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     seed: int = 0
@@ -95,6 +98,9 @@ class ExperimentConfig(ValidatedConfig):
 
     search: dict[str, Any] = field(default_factory=dict)
     """Further axes of a search, by masker and field; see `sah.config.search`. A point itself does not read them."""
+
+    margin: float = 0.05
+    """Difference of scores within which sparse and dense count as tied, in the metric's own unit; changes no row."""
 
     threads: int | None = 1
     """CPU threads of torch; None leaves torch's own choice."""
@@ -130,5 +136,6 @@ class ExperimentConfig(ValidatedConfig):
         if wrong or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             allowed = f"a list of one or more of {', '.join(self.OBJECTIVES)}, each once"
             raise bad_value("objectives", self.objectives, allowed, "objectives=[score,density]")
+        check_share("margin", self.margin, or_zero=True)
         if self.threads is not None:
             check_count("threads", self.threads, minimum=1)

@@ -13,6 +13,9 @@ from sah.config.values import check_count
 from sah.data.example import Example, PromptCounter
 from sah.errors import bad_value
 
+LOG_LIKELIHOOD = "log_likelihood"
+"""The metric of texts that are read: mean log-likelihood of a token, in nats. Perplexity is exp of its negative."""
+
 
 @dataclass
 class DatasetConfig(ValidatedConfig, ABC):
@@ -30,6 +33,10 @@ class DatasetConfig(ValidatedConfig, ABC):
 
     name: ClassVar[str] = ""
     loader: ClassVar[str] = ""
+    likelihood: ClassVar[bool] = False
+    """Whether its texts are read instead of being answered, and their likelihood is the score."""
+    chat_template: ClassVar[bool] = True
+    """Whether the model's chat template, if it has one, is put around its prompts."""
 
     num_examples: int | None = None
     metrics: list[str] = field(default_factory=lambda: ["string_match_all"])

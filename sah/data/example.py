@@ -40,6 +40,7 @@ class Question:
         answer_prefix: Start of the answer that the model is given, "" for none.
         max_new_tokens: This question's own limit of answer tokens, None to leave it to the run.
         metadata: Facts about the question for the results, JSON values only; not part of its identity.
+        likelihood: The text is a continuation of the context that is read, not answered: its likelihood is the score.
     """
 
     text: str
@@ -47,13 +48,14 @@ class Question:
     answer_prefix: str = ""
     max_new_tokens: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    likelihood: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise DataError(
                 'The question is empty. Write for example: Question(text="\\nWho wrote it?", answers=("Ada",))'
             )
-        if isinstance(self.answers, str) or not self.answers:
+        if isinstance(self.answers, str) or (not self.answers and not self.likelihood):
             raise DataError(
                 f"answers={self.answers!r} of the question {self.text.strip()!r} is not allowed. "
                 'Allowed: a tuple of at least one string. Write for example: answers=("Ada",)'
@@ -103,6 +105,7 @@ class Example:
                     "answers": list(question.answers),
                     "answer_prefix": question.answer_prefix,
                     "max_new_tokens": question.max_new_tokens,
+                    **({"likelihood": True} if question.likelihood else {}),
                 }
                 for question in self.questions
             ],

@@ -7,9 +7,13 @@ its absence shows in the counts beside it. The results are plain dicts for `metr
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
+
+from sah.metrics.compare import MARGIN, compare_scores
+from sah.metrics.interval import Bounds, mean_interval
+from sah.metrics.scorers import score_bounds
 
 
 class Row(Protocol):
@@ -87,15 +91,17 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def summarise(rows: Sequence[ScoredRow]) -> dict[str, Any]:
+def summarise(rows: Sequence[ScoredRow], bounds: Callable[[str], Bounds | None] = score_bounds) -> dict[str, Any]:
     """Aggregate one point.
 
     Args:
         rows: Its rows.
+        bounds: Tells a metric's least and greatest score.
 
     Returns:
         `rows` and `contexts` (counts); `status` (rows by status, `ok` meaning answered and scored); `scores`
-        (by metric: `mean` and `count`); `measures` (means over answered rows, see `MEASURES`);
+        (by metric: `mean`, `count`, and the 95 % interval clustered by context, `low` and `high`, see
+        `sah.metrics.interval`); `measures` (means over answered rows, see `MEASURES`);
         `density_by_phase`; `prefill` (`seconds` and `cpu_seconds`: means over the rows that did prefill, with
         `count` of them, and `reused`); and `decode_ms_per_token` (wall) with its CPU twin: all decode time
         divided by all decode steps.
@@ -104,8 +110,9 @@ def summarise(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     metrics = _in_order(metric for scored in rows for metric in scored.scores or {})
     scores = {}
     for metric in metrics:
-        values = [scored.scores[metric] for scored in rows if scored.scores and metric in scored.scores]
-        scores[metric] = {"mean": mean(values), "count": len(values)}
+        having = [(s.row.example_key, s.scores[metric]) for s in rows if s.scores and metric in s.scores]
+        found = mean_interval([value for _, value in having], [context for context, _ in having], bounds(metric))
+        scores[metric] = {"mean": found.mean, "count": found.values, "low": found.low, "high": found.high}
     prefilled = [row for row in answered if _get(row, "prefill_reused") is False]
     phases = _in_order(phase for row in answered for phase in _get(row, "density_by_phase") or {})
     return {
@@ -128,40 +135,46 @@ def summarise(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     }
 
 
-def compare(dense: Sequence[ScoredRow], sparse: Sequence[ScoredRow]) -> dict[str, Any]:
+def compare(
+    dense: Sequence[ScoredRow],
+    sparse: Sequence[ScoredRow],
+    margin: float = MARGIN,
+    bounds: Callable[[str], Bounds | None] = score_bounds,
+) -> dict[str, Any]:
     """Compare two points on the questions that both answered and scored.
 
     Args:
         dense: Rows of the dense baseline.
         sparse: Rows of the sparse point.
+        margin: Difference of scores within which the two count as tied.
+        bounds: Tells a metric's least and greatest score.
 
     Returns:
-        `scores`: by metric `dense` and `sparse` (means over the pairs), `difference` (sparse minus dense) and
+        `scores`: by metric the fields of `sah.metrics.compare.Comparison`, among them `dense` and `sparse` (means over
+        the pairs), `difference` (sparse minus dense), its interval `low` to `high` clustered by context, `verdict` and
         `pairs` (count); `contexts` (distinct contexts among the pairs); `unpaired`: how many rows of `dense`
         and `sparse` have no partner, whatever the reason; `timed_together`: whether each pair's rows were made by
         one run, so that their times may be compared.
     """
     dense_scores, sparse_scores = _scores_by_key(dense), _scores_by_key(sparse)
     shared = [key for key in dense_scores if key in sparse_scores]
-    scores: dict[str, dict[str, float | int | None]] = {}
+    scores: dict[str, dict[str, Any]] = {}
+    contexts = {scored.row.key: scored.row.example_key for scored in dense}
     for metric in _in_order(metric for key in shared for metric in dense_scores[key]):
-        pairs = [
-            (dense_scores[key][metric], sparse_scores[key][metric])
-            for key in shared
-            if metric in dense_scores[key] and metric in sparse_scores[key]
-        ]
-        if pairs:
-            scores[metric] = {
-                "dense": mean(pair[0] for pair in pairs),
-                "sparse": mean(pair[1] for pair in pairs),
-                "difference": mean(pair[1] - pair[0] for pair in pairs),
-                "pairs": len(pairs),
-            }
-    shared_set = set(shared)
+        keys = [key for key in shared if metric in dense_scores[key] and metric in sparse_scores[key]]
+        if keys:
+            compared = compare_scores(
+                [dense_scores[key][metric] for key in keys],
+                [sparse_scores[key][metric] for key in keys],
+                [contexts[key] for key in keys],
+                bounds=bounds(metric),
+                margin=margin,
+            )
+            scores[metric] = asdict(compared)
     runs = [{s.row.key: _get(s.row, "run") for s in rows} for rows in (dense, sparse)]
     return {
         "scores": scores,
-        "contexts": len({scored.row.example_key for scored in dense if scored.row.key in shared_set}),
+        "contexts": len({contexts[key] for key in shared}),
         "timed_together": bool(shared) and all(None is not runs[0][key] == runs[1][key] for key in shared),
         "unpaired": {"dense": len(dense) - len(shared), "sparse": len(sparse) - len(shared)},
     }

@@ -24,24 +24,30 @@ from sah.errors import DataError, bad_value
 
 Scorer = Callable[[str, Sequence[str]], float]
 
+UNIT = (0.0, 1.0)
+"""Bounds of a share."""
+
 _scorers: dict[str, Scorer] = {}
+_bounds: dict[str, tuple[float, float] | None] = {}
 
 
-def scorer(name: str) -> Callable[[Scorer], Scorer]:
+def scorer(name: str, bounds: tuple[float, float] | None = UNIT) -> Callable[[Scorer], Scorer]:
     """Register a function as a metric.
 
     Args:
         name: The name used in `dataset.metrics`.
+        bounds: Least and greatest value; None where nothing bounds them.
 
     Returns:
         A decorator. The function gets a prediction that is not blank and one or more answers that are not
-        blank, and returns a value in [0, 1].
+        blank, and returns a value within the bounds.
     """
 
     def register(function: Scorer) -> Scorer:
         if name in _scorers:
             raise ValueError(f"metric {name!r} is registered twice")
         _scorers[name] = function
+        _bounds[name] = bounds
         return function
 
     return register
@@ -56,17 +62,31 @@ def metric_names() -> list[str]:
     return sorted(_scorers)
 
 
-def check_metrics(metrics: Iterable[str], key: str = "dataset.metrics") -> None:
+def score_bounds(metric: str) -> tuple[float, float] | None:
+    """Tell between which values a metric's scores lie.
+
+    Args:
+        metric: The name of a scorer, or of a measure that something else than a scorer makes of an answer.
+
+    Returns:
+        The least and the greatest possible score; None where nothing bounds them, as for a log-likelihood.
+    """
+    return _bounds.get(metric)
+
+
+def check_metrics(metrics: Iterable[str], key: str = "dataset.metrics", *, likelihood: bool = False) -> None:
     """Refuse names that are no metric, before anything is computed.
 
     Args:
         metrics: The names.
         key: The config key to name in the message.
+        likelihood: Whether texts are read instead of being answered: then the data set has named its own metric, which
+            no scorer computes.
 
     Raises:
         ConfigError: If one is unknown; lists those that exist.
     """
-    for metric in metrics:
+    for metric in () if likelihood else metrics:
         if metric not in _scorers:
             allowed = ", ".join(metric_names())
             raise bad_value(key, metric, f"any of {allowed}", f"'{key}=[{metric_names()[0]}]'")

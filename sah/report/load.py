@@ -30,6 +30,9 @@ from sah.results.store import (
 POINTS = "points"
 """Folder of an output folder that holds a folder for each point."""
 
+OF_LENGTHS = ("length", "depths")
+"""What differs between needle tasks of several lengths."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -138,8 +141,11 @@ class ReportData:
     sweep: bool = False
     """Whether these are the points of one sweep."""
 
-    def groups(self) -> dict[str, list[ReportPoint]]:
+    def groups(self, *, same_needles: bool = False) -> dict[str, list[ReportPoint]]:
         """Part the points by model and data set, the only ones whose scores compare.
+
+        Args:
+            same_needles: Whether needle tasks that differ in lengths and depths alone come together, for a heatmap.
 
         Returns:
             Title to points. The title names model and data set, with what tells groups of the same names apart.
@@ -147,6 +153,8 @@ class ReportData:
         members: dict[str, list[ReportPoint]] = {}
         for point in self.points:
             kind = {name: point.main.identity.get(name) for name in ("model", "dataset", "generation")}
+            if same_needles and isinstance(kind["dataset"], dict):
+                kind["dataset"] = {name: part for name, part in kind["dataset"].items() if name not in OF_LENGTHS}
             members.setdefault(json.dumps(kind, sort_keys=True), []).append(point)
         values = {key: _laid_out(json.loads(key)) for key in members}
         titles: dict[str, list[ReportPoint]] = {}

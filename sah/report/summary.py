@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sah.metrics.fidelity import mean_output_error
 from sah.metrics.pareto import MAXIMIZE, MINIMIZE
 from sah.report.timing import TimedPoint, timed_point
 
@@ -40,8 +41,7 @@ class PointSummary:
     timed_together: bool
     """Whether dense and sparse times come from the same run. If not, they must not be compared."""
     output_error: float | None = None
-    """Mean relative output error of attention. Where it was measured, sparse times are None: they hold the
-    comparison."""
+    """Mean relative output error of attention over the queries that were compared with dense attention."""
 
     decode_kv_bytes: float | None = None
     """Bytes of keys and values, and of what stands for them, that a decoded token reads (`sah.metrics.kv_bytes`)."""
@@ -55,6 +55,43 @@ class PointSummary:
 
     timed: TimedPoint | None = None
     """Decode times of the point's timed run (`timing=true`), which stand for `decode_ms` where there are any."""
+
+    low: float | None = None
+    """Of the difference's interval, clustered by context; None as `high` where the pairs give none."""
+
+    high: float | None = None
+    confidence: float | None = None
+    p_value: float | None = None
+    """Two-sided, for the difference 0."""
+
+    p_tied: float | None = None
+    """For a difference beyond the margin, see `sah.metrics.compare.Comparison`."""
+
+    margin: float | None = None
+    verdict: str | None = None
+    """Of this comparison alone, see `sah.metrics.verdict`; None for a dense point, and where an older version wrote."""
+
+    contexts: int | None = None
+    """Contexts of the questions."""
+
+    contexts_needed: int | None = None
+    """For another verdict than `not enough data`."""
+
+    questions_needed: int | None = None
+    dense_range: tuple[float | None, float | None] = (None, None)
+    """Interval of the dense score itself."""
+
+    sparse_range: tuple[float | None, float | None] = (None, None)
+    compared: int | None = None
+    """Comparisons of the sweep that the next two are corrected for (`sah.report.verdicts`); None outside of a sweep."""
+
+    p_corrected: float | None = None
+    verdict_corrected: str | None = None
+
+    @property
+    def shown_verdict(self) -> str | None:
+        """The corrected verdict where there is one, else that of this comparison alone."""
+        return self.verdict_corrected or self.verdict
 
     @property
     def decode_speed_up(self) -> float | None:
@@ -82,8 +119,11 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
     pair = metrics.get("comparison", {}).get("scores", {}).get(metric, {})
     main = sparse if sparse is not None else dense
     prefills = [arm["prefill"] for arm in arms if arm["prefill"]["count"]]
+    # Older rows were compared while they were answered, which their times hold.
     output_error = None if sparse is None else sparse["measures"].get("output_error")
     untouched = sparse if output_error is None else None
+    if sparse is not None and output_error is None:
+        output_error = mean_output_error(sparse.get("attention_by_head"))
     return PointSummary(
         label=metrics["label"],
         sparse_in=None if sparse is None else _sparse_in(metrics),
@@ -104,6 +144,18 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         selection_ms=_milliseconds(sparse, "selection_seconds"),
         decode_kv_bytes=main.get("decode_kv_bytes"),
         timed=timed_point(metrics["timing"]) if "timing" in metrics else None,
+        low=pair.get("low"),
+        high=pair.get("high"),
+        confidence=pair.get("confidence"),
+        p_value=pair.get("p_value"),
+        p_tied=pair.get("p_tied"),
+        margin=pair.get("margin"),
+        verdict=pair.get("verdict"),
+        contexts=pair.get("contexts") if sparse is not None else dense.get("contexts"),
+        contexts_needed=pair.get("contexts_needed"),
+        questions_needed=pair.get("questions_needed"),
+        dense_range=_range(dense, metric),
+        sparse_range=(None, None) if sparse is None else _range(sparse, metric),
     )
 
 
@@ -126,6 +178,11 @@ def objective_values(summary: PointSummary, objectives: Sequence[str]) -> tuple[
     }
     values = [value for name in objectives if (value := known[name]) is not None]
     return tuple(values) if len(values) == len(objectives) else None
+
+
+def _range(arm: Mapping[str, Any], metric: str) -> tuple[float | None, float | None]:
+    found = arm["scores"].get(metric, {})
+    return found.get("low"), found.get("high")
 
 
 def _sparse_in(metrics: Mapping[str, Any]) -> str:

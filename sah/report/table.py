@@ -11,7 +11,7 @@ from rich.table import Table
 from sah.report.summary import PointSummary
 from sah.report.timing import FASTER, verdict
 
-_FILE_WIDTH = 190
+_FILE_WIDTH = 230
 
 COLUMNS = (
     "setting",
@@ -20,6 +20,7 @@ COLUMNS = (
     "dense",
     "sparse",
     "difference",
+    "verdict",
     "density requested",
     "density measured",
     "prefill s",
@@ -29,7 +30,7 @@ COLUMNS = (
 
 NO_TIMES = "- / -"
 
-_TEXTS = ("setting", "sparse in")
+_TEXTS = ("setting", "sparse in", "verdict")
 """Columns of words; all others hold numbers."""
 
 TIMES = COLUMNS[-2:]
@@ -51,7 +52,8 @@ def cells(point: PointSummary) -> list[str]:
         questions,
         number(point.dense, 3),
         number(point.sparse, 3),
-        number(point.difference, 3, sign=True),
+        difference(point),
+        point.shown_verdict or "-",
         number(point.density_requested, 3),
         number(point.density_measured, 4),
         number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared",
@@ -77,6 +79,14 @@ def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
 
 def _has_any(lines: Sequence[Sequence[str]], place: int) -> bool:
     return any(line[place] != NO_TIMES for line in lines[1:])
+
+
+def difference(point: PointSummary) -> str:
+    """Write the difference from dense, with its interval where there is one."""
+    written = number(point.difference, 3, sign=True)
+    if point.low is None or point.high is None:
+        return written
+    return f"{written} [{number(point.low, 2, sign=True)}, {number(point.high, 2, sign=True)}]"
 
 
 def _attention(point: PointSummary) -> str:

@@ -97,6 +97,10 @@ class PredictionRow:
     """`density_measured` apart for `question` and `decode`; None for a phase that ran dense."""
     attention_calls: int | None = None
     """Calls that ran sparse; 0 in a dense row."""
+    calls_by_layer: tuple[int, ...] = ()
+    """The same for each layer of the model, in order."""
+    log_likelihood: float | None = None
+    """Of a text that was read instead of being answered, in nats; `num_answer_tokens` are its tokens."""
     sparse_layers: int | None = None
     """Layers that ran sparse; dense layers and a model's sliding-window layers do not."""
     output_error: float | None = None
@@ -154,8 +158,8 @@ class PredictionRow:
         Raises:
             StateError: If the data are of another schema version, or are no such row.
         """
-        values = _checked_fields(cls, data, get_args(PredictionStatus))
-        for name in ("token_ids", "answers"):
+        values = checked_fields(cls, data, get_args(PredictionStatus))
+        for name in ("token_ids", "answers", "calls_by_layer"):
             if not isinstance(values.setdefault(name, []), list):
                 raise StateError(f"the row's {name} must be a list")
             values[name] = tuple(values[name])
@@ -201,7 +205,7 @@ class ScoreRow:
         Raises:
             StateError: If the data are of another schema version, or are no such row.
         """
-        return cls(**_checked_fields(cls, data, get_args(ScoreStatus)))
+        return cls(**checked_fields(cls, data, get_args(ScoreStatus)))
 
 
 def json_line(data: Mapping[str, Any]) -> bytes:
@@ -222,9 +226,20 @@ def _fields_as_json(row: PredictionRow | ScoreRow) -> dict[str, Any]:
     return {name: plain_json(getattr(row, name)) for name in names}
 
 
-def _checked_fields(
-    row_type: type[PredictionRow | ScoreRow], data: object, statuses: tuple[str, ...]
-) -> dict[str, Any]:
+def checked_fields(row_type: type[Any], data: object, statuses: tuple[str, ...]) -> dict[str, Any]:
+    """Check that data are a row of a kind.
+
+    Args:
+        row_type: Its dataclass.
+        data: A parsed line.
+        statuses: What its status may be.
+
+    Returns:
+        The fields that it has.
+
+    Raises:
+        StateError: If the data are of another schema version, or are no such row.
+    """
     if not isinstance(data, dict):
         raise StateError(f"a row must be a JSON object, not {type(data).__name__}")
     version = data.get("schema_version")

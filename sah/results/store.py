@@ -1,9 +1,9 @@
 """The store: one folder a point, rows appended as they come, resumed by the same command.
 
-`ROOT/points/<id>/` holds `point.json` (what the point is), `predictions.jsonl` (rows, appended and flushed
-one by one), `scores.jsonl` (recomputed from them at will), `metrics.json` (the only place of aggregates),
-`provenance.json`, and `timing.json` where decoding was timed. Files other than `predictions.jsonl` are
-replaced whole. Reading needs no lock; writing does.
+`ROOT/points/<id>/` holds `point.json` (what the point is), `predictions.jsonl` and `fidelity.jsonl` (rows, appended and
+flushed one by one), `scores.jsonl` (recomputed from them at will), `metrics.json` (the only place of aggregates),
+`provenance.json`, and `timing.json` where decoding was timed. Files other than those of appended rows are replaced
+whole. Reading needs no lock; writing does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sah.errors import StateError
+from sah.results.fidelity import FidelityRow
 from sah.results.files import (
     LineFile,
     broken_line,
@@ -32,6 +33,7 @@ from sah.results.rows import SCHEMA_VERSION, PredictionRow, ScoreRow, json_line,
 
 POINT_FILE = "point.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+FIDELITY_FILE = "fidelity.jsonl"
 SCORES_FILE = "scores.jsonl"
 METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
@@ -66,6 +68,8 @@ class StoredPoint:
     """Row key to row."""
     scores: dict[str, ScoreRow]
     """Row key to scores."""
+    fidelity: dict[str, FidelityRow]
+    """Row key to what was measured beside dense attention."""
     metrics: dict[str, Any] | None
     """None until the point was aggregated."""
     provenance: dict[str, Any] | None
@@ -93,6 +97,7 @@ class PointStore:
         self.config: dict[str, Any] = redacted(plain_json(config or {}))
         self.folder = Path(root) / "points" / self.id
         self._rows: LineFile | None = None
+        self._fidelity: LineFile | None = None
 
     @contextlib.contextmanager
     def writer(self, wait_seconds: float = 0.0) -> Iterator[PointStore]:
@@ -122,13 +127,15 @@ class PointStore:
                 with contextlib.suppress(OSError):
                     leftover.unlink()
             self._claim()
-            _, size, newline_missing = _read_predictions(self.folder)
+            _, size, newline_missing = _read_rows(self.folder / PREDICTIONS_FILE, PredictionRow)
             self._rows = LineFile(self.folder / PREDICTIONS_FILE, size, newline_missing)
             try:
                 yield self
             finally:
-                rows, self._rows = self._rows, None
-                rows.close()
+                for rows in (self._rows, self._fidelity):
+                    if rows is not None:
+                        rows.close()
+                self._rows = self._fidelity = None
         finally:
             lock.release()
 
@@ -143,7 +150,12 @@ class PointStore:
             StateError: If the folder holds another point, or a line that cannot be read.
         """
         self._check(read_json(self.folder / POINT_FILE))
-        return _read_predictions(self.folder)[0]
+        return _read_rows(self.folder / PREDICTIONS_FILE, PredictionRow)[0]
+
+    def load_fidelity(self) -> dict[str, FidelityRow]:
+        """Read all rows of `fidelity.jsonl`, as `load` does those of predictions."""
+        self._check(read_json(self.folder / POINT_FILE))
+        return _read_rows(self.folder / FIDELITY_FILE, FidelityRow)[0]
 
     def finished(self) -> set[str]:
         """Say which questions need no further work.
@@ -156,8 +168,8 @@ class PointStore:
         """
         return {key for key, row in self.load().items() if row.status == "ok"}
 
-    def append(self, row: PredictionRow) -> None:
-        """Add one row; when this returns it survives a crash.
+    def append(self, row: PredictionRow | FidelityRow) -> None:
+        """Add one row to the file of its kind; when this returns it survives a crash.
 
         Args:
             row: The row.
@@ -167,7 +179,13 @@ class PointStore:
         """
         if self._rows is None:
             raise RuntimeError("append() needs the writer lock: use it inside `with store.writer():`")
-        self._rows.append(json_line(row.to_json()))
+        rows = self._rows
+        if isinstance(row, FidelityRow):
+            if self._fidelity is None:
+                path = self.folder / FIDELITY_FILE
+                self._fidelity = LineFile(path, *_read_rows(path, FidelityRow)[1:])
+            rows = self._fidelity
+        rows.append(json_line(row.to_json()))
 
     def write_scores(self, rows: Iterable[ScoreRow]) -> None:
         """Replace `scores.jsonl`.
@@ -271,21 +289,16 @@ def read_point(folder: Path) -> StoredPoint:
     if stored is None:
         raise StateError(f"{folder} is no point's folder: it has no {POINT_FILE}. Give ROOT/points/<id>.")
     _check_point_file(folder, stored)
-    scores = {}
-    for number, data in read_json_lines(folder / SCORES_FILE)[0]:
-        try:
-            score = ScoreRow.from_json(data)
-        except StateError as error:
-            raise broken_line(folder / SCORES_FILE, number, str(error)) from error
-        scores[score.key] = score
+    scores = _read_rows(folder / SCORES_FILE, ScoreRow)[0]
     return StoredPoint(
         folder=folder,
         id=stored["id"],
         label=stored["label"],
         identity=stored["identity"],
         config=stored["config"],
-        predictions=_read_predictions(folder)[0],
+        predictions=_read_rows(folder / PREDICTIONS_FILE, PredictionRow)[0],
         scores=scores,
+        fidelity=_read_rows(folder / FIDELITY_FILE, FidelityRow)[0],
         metrics=read_json(folder / METRICS_FILE),
         provenance=read_json(folder / PROVENANCE_FILE),
     )
@@ -306,13 +319,15 @@ def _check_point_file(folder: Path, stored: Any) -> None:
         raise StateError(f"{path} lacks {', '.join(sorted(missing))}. Move its folder away.")
 
 
-def _read_predictions(folder: Path) -> tuple[dict[str, PredictionRow], int, bool]:
-    path = folder / PREDICTIONS_FILE
+Row = TypeVar("Row", PredictionRow, FidelityRow, ScoreRow)
+
+
+def _read_rows(path: Path, kind: type[Row]) -> tuple[dict[str, Row], int, bool]:
     lines, size, newline_missing = read_json_lines(path)
-    rows = {}
+    rows: dict[str, Row] = {}
     for number, data in lines:
         try:
-            row = PredictionRow.from_json(data)
+            row = kind.from_json(data)
         except StateError as error:
             raise broken_line(path, number, str(error)) from error
         rows[row.key] = row

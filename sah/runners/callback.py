@@ -10,16 +10,18 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from sah.console import print_error
 from sah.errors import ConfigError, StateError
-from sah.report.pareto import front_table
+from sah.report.pareto import SearchResult, front_table
 from sah.report.records import collect_points, read_records
 from sah.report.table import markdown_table, print_built, print_lines, print_table, speed_note
+from sah.report.verdicts import correct_points, correction_note
 from sah.runners.launcher import planning
 from sah.runners.records import clear_records
 from sah.runners.search import check_directions, collect_search, keep_search
+from sah.runners.sweep_tracking import track_sweep
 
 
 class SweepSummary(Callback):
-    """Reads what the jobs of a sweep left in their folders; needs no model and no tracker."""
+    """Reads what the jobs of a sweep left in their folders; needs no model."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget the records of an earlier sweep in the same folder; a plan keeps them, and its search is kept nowhere.
@@ -59,11 +61,15 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir).resolve()
         records = read_records(folder)
         points, notes = collect_points(records)
+        points = correct_points(points)
+        notes = [correction_note(points), speed_note(points), *notes]
         print_table(points, f"{len(points)} point{'' if len(points) == 1 else 's'}")
-        print_lines(speed_note(points), *notes, f"Sweep: {folder}")
-        page = [markdown_table(points), speed_note(points), *notes]
+        print_lines(*notes, f"Sweep: {folder}")
+        page = [markdown_table(points), *filter(None, notes)]
         (folder / "table.md").write_text("\n".join(page) + "\n", encoding="utf-8")
-        unwritten = self._search(records, folder, config)
+        search = collect_search(records)
+        unwritten = search is not None and not self._keep(search, folder)
+        print_lines(f"Tracker: {location}" if (location := track_sweep(folder, config, search)) else "")
         failed = [record for record in records if record["status"] != "ok"]
         for record in failed:
             print_error(f"Failed: {' '.join(record['overrides'])}: {record.get('error')}")
@@ -71,15 +77,12 @@ class SweepSummary(Callback):
             raise SystemExit(1)
 
     @staticmethod
-    def _search(records: list[dict[str, Any]], folder: Path, config: DictConfig) -> bool:
-        """Print and keep the Pareto set; tell whether that failed."""
-        result = collect_search(records)
-        if result is None:
-            return False
-        print_built(front_table(result))
+    def _keep(search: SearchResult, folder: Path) -> bool:
+        """Print and keep the Pareto set; tell whether that worked."""
+        print_built(front_table(search))
         try:
-            keep_search(result, folder, config)
+            keep_search(search, folder)
         except StateError as error:
             print_error(str(error))
-            return True
-        return False
+            return False
+        return True

@@ -6,16 +6,18 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sah.errors import SahError, StateError
+from sah.results.fidelity import FidelityRow
 from sah.results.rows import PredictionRow, row_key
 from sah.runners.open_files import allow_open_files
-from sah.runners.point import Arm, Point
+from sah.runners.point import Arm, Point, fidelity_name
 from sah.runners.progress import answers_bar
 from sah.runners.session import Session
-from sah.runners.work import ContextWork, GroupSpec, GroupWorker, Outcome, Setting
+from sah.runners.tasks import ContextWork, GroupSpec, Outcome, Setting
+from sah.runners.work import GroupWorker
 from sah.runners.workers.base import Workers
 
 _log = logging.getLogger(__name__)
@@ -42,31 +44,64 @@ class Group:
     def spec(self) -> GroupSpec:
         """Describe the arms for a worker; settings have the order of `arms`."""
         experiments = {arm.store.id: point.experiment for point in self.points for arm in point.arms}
+        references = self.references()
         settings = [
-            Setting(arm.store.id, arm.label, experiments[arm.store.id], arm.is_dense, arm.requested_density)
-            for arm in self.arms
+            Setting(arm.store.id, arm.label, experiments[arm.store.id], arm.is_dense, arm.requested_density, reference)
+            for arm, reference in zip(self.arms, references, strict=True)
         ]
         first = self.points[0]
         return GroupSpec(tuple(settings), first.context_group, self.run, first.model.identity)
 
+    def references(self) -> list[int | None]:
+        """Return the number of the dense arm that each arm is compared with."""
+        numbers = {arm.store.id: number for number, arm in enumerate(self.arms)}
+        dense = {p.sparse.store.id: numbers[p.dense.store.id] for p in self.points if p.sparse is not None}
+        return [dense.get(arm.store.id) for arm in self.arms]
+
     def works(self) -> list[ContextWork]:
-        """List the contexts with unanswered questions, in the order of the examples."""
-        arms = self.arms
+        """List the contexts with something to do, in the order of the examples."""
+        arms, references = self.arms, self.references()
         works: list[ContextWork] = []
         examples = {example.key: example for point in self.points for example in point.examples}
         # Points may differ in how many of the data set's examples they take.
-        wanted = {(arm.store.id, e.key) for point in self.points for arm in point.arms for e in point.examples}
+        wanted = {(arm.store.id, name) for point in self.points for arm in point.arms for name in point.names(arm)}
         for key, example in examples.items():
-            pending = [
-                (number, index)
-                for number, arm in enumerate(arms)
-                if (arm.store.id, key) in wanted
-                for index in range(len(example.questions))
-                if (name := row_key(key, index)) not in arm.done and name not in arm.tried
-            ]
-            if pending:
-                works.append(ContextWork(example, tuple(pending)))
+            pending: list[tuple[int, int]] = []
+            forced: list[tuple[int, int]] = []
+            for number, arm in enumerate(arms):
+                for index in range(len(example.questions)):
+                    name = row_key(key, index)
+                    if (arm.store.id, name) in wanted and name not in arm.done and name not in arm.tried:
+                        pending.append((number, index))
+                    name = fidelity_name(name)
+                    if (arm.store.id, name) in wanted and name not in arm.done and name not in arm.tried:
+                        forced.append((number, index))
+            if pending or forced:
+                work = ContextWork(example, tuple(pending), tuple(forced))
+                works.append(replace(work, dense_ids=dense_ids_of(work, arms, references)))
         return works
+
+
+def dense_ids_of(
+    work: ContextWork, arms: Sequence[Arm], references: Sequence[int | None]
+) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Look up the dense answers that sparse settings have still to read.
+
+    Args:
+        work: The context and what is to do.
+        arms: All arms of the group.
+        references: Number of the dense arm that each is compared with.
+
+    Returns:
+        Ids by dense setting and question, where they are there.
+    """
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for number, index in work.forced:
+        reference = references[number]
+        ids = None if reference is None else arms[reference].token_ids.get(row_key(work.example.key, index))
+        if reference is not None and ids is not None:
+            found[reference, index] = ids
+    return found
 
 
 def group_points(points: Sequence[Point]) -> list[Group]:
@@ -109,7 +144,7 @@ def run_group(
         works = group.works()
         if not works:
             return
-        total = sum(len(work.pending) for work in works)
+        total = sum(work.rows for work in works)
         sink.show(stack.enter_context(answers_bar(total, len(works))))
         if workers is None:
             _work_here(group.spec(), works, session, sink)
@@ -149,6 +184,7 @@ class RowSink:
         stack: ExitStack,
     ) -> None:
         self.arms = group.arms
+        self._references = group.references()
         self.session = session
         self._provenance_of = provenance_of
         self._points = {arm.store.id: point for point in group.points[::-1] for arm in point.arms}
@@ -156,7 +192,7 @@ class RowSink:
         self._wanted: dict[str, set[str]] = {}
         for point in group.points:
             for arm in point.arms:
-                self._wanted.setdefault(arm.store.id, set()).update(point.row_keys)
+                self._wanted.setdefault(arm.store.id, set()).update(point.names(arm))
         self._turns: dict[str, tuple[ExitStack, set[str | None]]] = {}
         """Dense stores that are held, with the example keys at work in them; None until the group is done."""
         self._bar: Callable[[int, str | None], None] = lambda advance, text: None
@@ -172,7 +208,7 @@ class RowSink:
             except StateError as error:
                 self._drop(number, error)
                 continue
-            arm.done = arm.store.finished()
+            arm.read()
         out = {self.arms[number].store.id for number in self._out}
         compared = {point.dense.store.id for point in group.points if point.main.store.id not in out}
         # A dense arm of which no point is left has nothing to be compared with.
@@ -212,11 +248,11 @@ class RowSink:
         for arm in self._dense_arms([work]):
             self._take_turn(arm, work.example.key)
         rest = self.remaining(work)
-        self._bar(len(work.pending) - (0 if rest is None else len(rest.pending)), work.example.key[:8])
+        self._bar(work.rows - (0 if rest is None else rest.rows), work.example.key[:8])
         if rest is None:
             self.end(work)
             return None
-        for number in {setting for setting, _ in rest.pending}:
+        for number in {setting for setting, _ in (*rest.pending, *rest.forced)}:
             self._note(self.arms[number])
         return rest
 
@@ -234,20 +270,27 @@ class RowSink:
         if isinstance(outcome, SahError):
             self._drop(number, outcome)
             return
-        if number in self._out or self._is_there(arm, outcome.key):
+        name = fidelity_name(outcome.key) if isinstance(outcome, FidelityRow) else outcome.key
+        if number in self._out or self._is_there(arm, name):
             return
-        self._append(arm, outcome)
+        arm.store.append(outcome)
+        arm.tried.add(name)
+        if outcome.status == "ok":
+            arm.done.add(name)
+            if arm.is_dense and isinstance(outcome, PredictionRow):
+                arm.token_ids[name] = outcome.token_ids
         self._bar(1, None)
 
     def remaining(self, work: ContextWork) -> ContextWork | None:
         """Return what of a context's work has no row yet, or None."""
         key = work.example.key
-        rest = [
-            (number, index)
-            for number, index in work.pending
-            if number not in self._out and not self._is_there(self.arms[number], row_key(key, index))
-        ]
-        return ContextWork(work.example, tuple(rest)) if rest else None
+
+        def is_missing(number: int, index: int, forced: bool) -> bool:
+            name = fidelity_name(row_key(key, index)) if forced else row_key(key, index)
+            return number not in self._out and not self._is_there(self.arms[number], name)
+
+        rest = work.only(is_missing)
+        return None if rest is None else replace(rest, dense_ids=dense_ids_of(rest, self.arms, self._references))
 
     def has(self, number: int, key: str) -> bool:
         """Tell whether the store of a setting holds the answer of that row's key."""
@@ -265,12 +308,6 @@ class RowSink:
     def _is_there(arm: Arm, key: str) -> bool:
         return key in arm.done or key in arm.tried
 
-    def _append(self, arm: Arm, row: PredictionRow) -> None:
-        arm.store.append(row)
-        arm.tried.add(row.key)
-        if row.status == "ok":
-            arm.done.add(row.key)
-
     def _dense_arms(self, works: Sequence[ContextWork]) -> list[Arm]:
         """List the dense arms of contexts, in one order for all runs.
 
@@ -286,7 +323,7 @@ class RowSink:
             turn = ExitStack()
             turn.enter_context(arm.store.writer(wait_seconds=DENSE_WAIT_SECONDS))
             self._turns[name] = (turn, set())
-            arm.done = arm.store.finished()
+            arm.read()
         self._turns[name][1].add(example_key)
 
     def _release(self) -> None:

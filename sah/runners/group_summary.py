@@ -12,7 +12,7 @@ from sah.runners.group import Group
 from sah.runners.point import Point
 from sah.runners.session import Session
 from sah.runners.stored_contexts import StoredContexts
-from sah.runners.work import ContextWork
+from sah.runners.tasks import ContextWork
 
 _SAMPLE = 4
 """Contexts of a group whose tokens are counted; the others are taken to have as many for their length."""

@@ -63,8 +63,7 @@ def point_identity(
     Returns:
         JSON data. The seed is part of it only where something is drawn with it, the density only in the maskers that
         read it, phases and dense layers only where something runs sparse, so that points which cannot differ are one.
-        The rate of compared attention calls changes no answer, but rows without the error must not stand in for rows
-        with it: it is part where it is above 0.
+        What is measured beside the answers (fidelity, attention error) changes none and is no part.
     """
     identity: dict[str, Any] = {
         "model": model,
@@ -78,9 +77,7 @@ def point_identity(
     dense_layers = parse_dense_layers(experiment.dense_layers)
     sparse_layers = [layer for layer in range(num_layers) if layer not in dense_layers]
     recipe = [masker_identity(config, sparse_layers) for _, config in experiment.maskers]
-    seeded = any(config.is_sampler for _, config in experiment.maskers) or 0 < experiment.attention_error < 1
-    if experiment.attention_error:
-        identity["attention_error"] = experiment.attention_error
+    seeded = any(config.is_sampler for _, config in experiment.maskers)
     return {
         **identity,
         "recipe": recipe,

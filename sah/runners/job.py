@@ -56,6 +56,9 @@ class JobContext:
     backend: str = "local"
     """Who computes the sweep's rows, see `sah.config.launcher.LauncherOptions`."""
 
+    single: bool = False
+    """Whether it is a run of its own, which nothing sums up later."""
+
 
 def run_job(config: DictConfig) -> float | tuple[float, ...] | None:
     """Run one composed point. In a sweep, failures are recorded and the next point goes on.
@@ -74,7 +77,13 @@ def run_job(config: DictConfig) -> float | tuple[float, ...] | None:
     hydra = HydraConfig.get()
     ours = hydra.mode == RunMode.MULTIRUN and hydra.launcher.get("_target_") == LAUNCHER
     backend = str(hydra.launcher.backend) if ours else "local"
-    context = JobContext(Path(hydra.runtime.output_dir), tuple(hydra.overrides.task), sweep_name(hydra), backend)
+    context = JobContext(
+        folder=Path(hydra.runtime.output_dir),
+        overrides=tuple(hydra.overrides.task),
+        sweep=sweep_name(hydra),
+        backend=backend,
+        single=hydra.mode != RunMode.MULTIRUN,
+    )
     if hydra.mode != RunMode.MULTIRUN:
         _session.begin()
         return _run_and_record(config, context, show=True)
@@ -126,7 +135,7 @@ def run_experiment(
                 time_point(point, group.run, session, point_provenance(point, context.overrides))
         finally:
             metrics = score_point(point)
-            log_point(tracker, point, metrics)
+            log_point(tracker, point, metrics, files=context.single)
     except BaseException:
         tracker.finish(failed=True)
         raise

@@ -100,11 +100,13 @@ def refusal(mistakes: Mistakes, batch: Mapping[int, Sequence[str]]) -> ConfigErr
         for message in dict.fromkeys(messages):
             by_message.setdefault(message, []).append(number)
     if len(batch) == 1:
-        return ConfigError("\n".join(by_message))
+        error = ConfigError("\n".join(by_message))
+        error.mistakes = tuple(by_message)
+        return error
     common = common_overrides(list(batch.values()))
     lines = [f"{len(mistakes)} of {len(batch)} points cannot be run, so none was started:"]
     for place, (message, numbers) in enumerate(by_message.items(), start=1):
-        lines += [f"  {place}. {message}", f"     {_where(numbers, batch, common)}"]
+        lines += [f"  {place}. {message}", f"     {jobs_in_words(numbers, batch, common)}"]
     error = ConfigError("\n".join(lines))
     error.mistakes = tuple(by_message)
     return error
@@ -118,8 +120,17 @@ def common_overrides(batch: Sequence[Sequence[str]]) -> list[str]:
     return [given for given in batch[0] if given in shared]
 
 
-def _where(numbers: Sequence[int], batch: Mapping[int, Sequence[str]], common: Iterable[str]) -> str:
-    """Name the jobs with a mistake by their numbers and what tells them from others."""
+def jobs_in_words(numbers: Sequence[int], batch: Mapping[int, Sequence[str]], common: Iterable[str]) -> str:
+    """Name the jobs with a mistake.
+
+    Args:
+        numbers: Of these jobs.
+        batch: The overrides of all jobs.
+        common: Overrides that all share.
+
+    Returns:
+        A sentence with the numbers of a few and what tells them from others.
+    """
     if len(numbers) == len(batch):
         return f"In all {len(batch)} points."
     named = []

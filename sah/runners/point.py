@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sah.adapters.huggingface import ModelAdapterHF
@@ -26,14 +26,42 @@ class Arm:
     store: PointStore
     requested_density: float | None
     is_dense: bool
-    done: set[str]
-    """Keys of rows that need no further work."""
-
     tried: set[str]
-    """Keys of rows that this process has made, failed ones included; shared by all arms of the same store."""
+    """Keys of rows that this process has made, failed ones included; shared by all arms of the same store. A row of
+    `fidelity.jsonl` is named by `fidelity_name`."""
+
+    attention_error: float = 0.0
+    """Share of queries that a row of `fidelity.jsonl` compares with dense attention; one with another share is made
+    anew."""
+
+    done: set[str] = field(default_factory=set)
+    """Keys of rows that need no further work, named like those in `tried`."""
+
+    token_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of a dense arm: the ids of each answer that is there."""
 
     noted: bool = False
     """Whether this run's provenance stands beside the rows."""
+
+    def read(self) -> None:
+        """See what the store holds already.
+
+        Raises:
+            StateError: If it cannot be read.
+        """
+        rows = self.store.load()
+        self.done = {key for key, row in rows.items() if row.status == "ok"}
+        if self.is_dense:
+            self.token_ids = {key: rows[key].token_ids for key in self.done}
+            return
+        for key, row in self.store.load_fidelity().items():
+            if row.status == "ok" and row.attention_error == self.attention_error:
+                self.done.add(fidelity_name(key))
+
+
+def fidelity_name(key: str) -> str:
+    """Name a row of `fidelity.jsonl` among the keys of an arm."""
+    return f"{key}:fidelity"
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,13 @@ class Point:
     @property
     def is_answered(self) -> bool:
         """Tell whether no answer is left to compute: all are there, or were tried in vain by this command."""
-        return all(key in arm.done or key in arm.tried for arm in self.arms for key in self.row_keys)
+        return all(key in arm.done or key in arm.tried for arm in self.arms for key in self.names(arm))
+
+    def names(self, arm: Arm) -> list[str]:
+        """Name all rows that an arm of the point should have: one a question, and of a sparse arm its fidelity."""
+        keys = self.row_keys
+        fidelity = self.experiment.fidelity and not arm.is_dense
+        return [*keys, *map(fidelity_name, keys)] if fidelity else keys
 
     @property
     def row_keys(self) -> list[str]:
@@ -84,7 +118,7 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     Raises:
         SahError: If the model, the data, the recipe or the stored results cannot be used.
     """
-    check_metrics(experiment.dataset.metrics)
+    check_metrics(experiment.dataset.metrics, likelihood=experiment.dataset.likelihood)
     sparse_config = attention_config(experiment)
     model = session.model(experiment)
     # Made before any data, since it refuses layers that the model does not have.
@@ -97,7 +131,9 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
         store = PointStore(experiment.output_dir, identity, label, config)
         requested = None if dense else requested_density(experiment)
         tried = session.tried.setdefault(str(store.folder), set())
-        return Arm(label, adapter, store, requested, dense, store.finished(), tried)
+        made = Arm(label, adapter, store, requested, dense, tried, 0.0 if dense else experiment.attention_error)
+        made.read()
+        return made
 
     group = json.dumps([model.identity, dataset], sort_keys=True)
     dense = arm(DENSE, model.adapter, dense=True)

@@ -18,10 +18,10 @@ from rich.progress import (
 
 @contextmanager
 def answers_bar(answers: int, contexts: int) -> Iterator[Callable[[int, str | None], None]]:
-    """Show how many answers are there and how long the rest will take.
+    """Show how many rows (answers, and readings of dense answers) are there and how long the rest will take.
 
     Args:
-        answers: Answers to compute.
+        answers: Rows to make.
         contexts: Contexts that they belong to.
 
     Yields:
@@ -31,7 +31,7 @@ def answers_bar(answers: int, contexts: int) -> Iterator[Callable[[int, str | No
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("answers"),
+        TextColumn("rows"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -7,7 +7,9 @@ from typing import Any
 
 from sah.adapters.kv_cache import KVShape, kv_shape
 from sah.config.experiment import Experiment
+from sah.data.config import LOG_LIKELIHOOD
 from sah.metrics.aggregate import ScoredRow, compare, scored_rows, summarise
+from sah.metrics.fidelity import attention_by_head, summarise_fidelity
 from sah.metrics.kv_bytes import decode_kv_bytes
 from sah.metrics.scorers import score_all
 from sah.results.files import read_json
@@ -45,7 +47,7 @@ def score_point(point: Point) -> dict[str, Any]:
         "dense_layers": point.sparse.store.identity["dense_layers"],
         "dense_point": point.dense.store.id,
         "sparse": _summary(point, point.sparse, sparse),
-        "comparison": compare(dense, sparse),
+        "comparison": compare(dense, sparse, point.experiment.margin),
     }
     return _write(point.sparse, result)
 
@@ -73,7 +75,17 @@ def _summary(point: Point, arm: Arm, scored: Sequence[ScoredRow]) -> dict[str, A
     shape = kv_shape(arm.adapter.model)
     rows = [entry.row for entry in scored if isinstance(entry.row, PredictionRow)]
     choosing = 0.0 if arm.is_dense else choosing_bytes(point.experiment, shape)
-    return summarise(scored) | {"decode_kv_bytes": decode_kv_bytes(rows, shape.token_bytes, choosing)}
+    summary = summarise(scored) | {"decode_kv_bytes": decode_kv_bytes(rows, shape.token_bytes, choosing)}
+    if arm.is_dense:
+        return summary
+    stored = arm.store.load_fidelity()
+    fidelity = [stored[key] for key in dict.fromkeys(point.row_keys) if key in stored]
+    calls = [row.calls_by_layer for row in rows if row.calls_by_layer]
+    return summary | {
+        "calls_by_layer": {str(layer): sum(counts) for layer, counts in enumerate(zip(*calls, strict=True))},
+        "fidelity": summarise_fidelity(fidelity),
+        "attention_by_head": attention_by_head(fidelity),
+    }
 
 
 def _write(arm: Arm, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +110,10 @@ def _score_arm(point: Point, arm: Arm, metrics: Sequence[str]) -> list[ScoredRow
 def _score_row(row: PredictionRow, metrics: Sequence[str]) -> ScoreRow:
     # A scorer that fails on one text must neither become a score of zero nor stop the others.
     try:
-        scores = score_all(metrics, row.prediction, row.answers)
+        if row.log_likelihood is not None and row.num_answer_tokens:
+            scores = {LOG_LIKELIHOOD: row.log_likelihood / row.num_answer_tokens}
+        else:
+            scores = score_all(metrics, row.prediction, row.answers)
     except Exception as error:
         return ScoreRow(
             example_key=row.example_key, question_index=row.question_index, status="score_failed", error=repr(error)

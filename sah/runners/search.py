@@ -1,12 +1,10 @@
-"""The end of a sweep with several objectives: its Pareto set, in the sweep's folder and in the tracker.
+"""The end of a sweep with several objectives: its Pareto set, in the sweep's folder and for the tracker.
 
 Loads no model: everything is read from the records of the jobs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,23 +12,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sah.config.build import build_tracker
 from sah.errors import bad_value
 from sah.report.pareto import SearchPoint, SearchResult, front_markdown, search_result
 from sah.report.records import collect_points, point_key
 from sah.report.summary import OBJECTIVES
 from sah.results.files import replace_file, replace_json
-from sah.results.redact import redacted
 from sah.results.rows import plain_json
-from sah.runners.records import sweep_name
-from sah.tracking.base import RunInfo
-from sah.tracking.discovery import create_tracker
 
 _log = logging.getLogger(__name__)
 
 PARETO_FILE = "pareto.json"
 PARETO_PAGE = "pareto.md"
-JOB_TYPE = "search"
 
 
 def check_directions(config: DictConfig) -> None:
@@ -91,13 +83,12 @@ def collect_search(records: Sequence[Mapping[str, Any]]) -> SearchResult | None:
     return search_result(points, objectives)
 
 
-def keep_search(result: SearchResult, folder: Path, config: DictConfig) -> None:
-    """Write the Pareto set into a sweep's folder, and tell the log and the tracker.
+def keep_search(result: SearchResult, folder: Path) -> None:
+    """Write the Pareto set into a sweep's folder, and tell the log.
 
     Args:
         result: What was found.
         folder: The sweep's folder.
-        config: The sweep's config.
 
     Raises:
         StateError: If it cannot be written.
@@ -106,51 +97,36 @@ def keep_search(result: SearchResult, folder: Path, config: DictConfig) -> None:
     replace_file(folder / PARETO_PAGE, front_markdown(result).encode())
     found = "; ".join(f"{point.label} {dict(point.values)}" for point in result.front)
     _log.info("%s: %s", result.headline(), found)
-    tracker_config = build_tracker(_tracker_values(config))[0]
-    if tracker_config is None:
-        return
-    tracker = create_tracker(tracker_config)
-    tracker.start(search_info(folder, config))
-    front, every = len(result.front), [*result.front, *result.dominated]
-    best = {str(place): {"setting": point.label, **point.values} for place, point in enumerate(result.front)}
-    tracker.log_summary({"points": len(every), "pareto_points": front, "pareto": best})
-    columns = ["setting", "in the Pareto set", "density requested", *result.objectives, "trials", "overrides", "point"]
-    rows = []
-    for place, point in enumerate(every):
-        values = [point.values[name] for name in result.objectives]
-        overrides = " ".join(point.overrides)
-        rows.append([point.label, place < front, point.density_requested, *values, point.jobs, overrides, point.point])
-    tracker.log_table("pareto", columns, rows)
-    tracker.finish()
 
 
-def search_info(folder: Path, config: DictConfig) -> RunInfo:
-    """Describe the run that sums up a sweep; the same command has the same id.
+def search_table(result: SearchResult) -> tuple[list[str], list[list[Any]]]:
+    """Lay out the points of a search, those of the Pareto set first.
 
     Args:
-        folder: The sweep's folder.
-        config: The sweep's config.
+        result: What was found.
 
     Returns:
-        The description.
+        Names of the columns, and a row a point.
     """
-    sweep = sweep_name(config.hydra)
-    given: Any = OmegaConf.to_container(config, resolve=False)
-    hydra = given.pop("hydra")
-    sweeper = {key: plain_json(value) for key, value in hydra["sweeper"].items() if key != "storage"}
-    content = json.dumps([JOB_TYPE, sweep, hydra["overrides"]["task"], sweeper], sort_keys=True)
-    return RunInfo(
-        run_id=hashlib.sha256(content.encode()).hexdigest()[:16],
-        name=f"{sweep} {JOB_TYPE}",
-        folder=folder,
-        group=sweep,
-        job_type=JOB_TYPE,
-        tags=(JOB_TYPE, *config.objectives),
-        config=redacted({**plain_json(given), "sweeper": sweeper}),
-    )
+    columns = ["setting", "in the Pareto set", "density requested", *result.objectives, "trials", "overrides", "point"]
+    rows: list[list[Any]] = []
+    for place, point in enumerate([*result.front, *result.dominated]):
+        values = [point.values[name] for name in result.objectives]
+        overrides = " ".join(point.overrides)
+        front = place < len(result.front)
+        rows.append([point.label, front, point.density_requested, *values, point.jobs, overrides, point.point])
+    return columns, rows
 
 
-def _tracker_values(config: DictConfig) -> dict[str, Any]:
-    name = config.get("tracker")
-    node = config.get(name) if isinstance(name, str) else None
-    return {"tracker": name, str(name): OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {}}
+def search_summary(result: SearchResult) -> dict[str, Any]:
+    """Sum a search up: how many points it tried, and the Pareto set by its places.
+
+    Args:
+        result: What was found.
+
+    Returns:
+        JSON data.
+    """
+    best = {str(place): {"setting": point.label, **point.values} for place, point in enumerate(result.front)}
+    every = len(result.front) + len(result.dominated)
+    return {"searched_points": every, "pareto_points": len(result.front), "pareto": best}

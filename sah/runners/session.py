@@ -55,6 +55,8 @@ class Session:
     def __init__(self, *, weights: bool = True) -> None:
         self.weights = weights
         self.contexts = ContextStore(0)
+        self._plain: dict[int, ModelAdapterHF] = {}
+        """Adapters without a chat template by the id of those with it, which share their model and so keep it alive."""
         self.tried: dict[str, set[str]] = {}
         """For each store's folder the keys of the rows that this command has made; failed ones are not tried twice."""
         self.errors: dict[str, SahError] = {}
@@ -89,6 +91,8 @@ class Session:
         self.contexts.capacity_bytes = experiment.context_cache_bytes
         resolved = resolve_model(experiment.model.name, experiment.model.model_kwargs)
         adapter = (load_adapter_cached if self.weights else outline_adapter_cached)(experiment.model)
+        if not experiment.dataset.chat_template:
+            adapter = self._plain.setdefault(id(adapter), adapter.with_plain_prompts())
         commit = getattr(adapter.model.config, "_commit_hash", None)
         checkpoint = resolved.checkpoint_hash or (f"{experiment.model.name}@{commit}" if commit else resolved.label)
         identity = model_identity(experiment, checkpoint, str(adapter.model.dtype).removeprefix("torch."))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sah.report.load import POINTS, ReportPoint
 from sah.report.summary import summarise_point
+from sah.report.tracked import AXIS, PREDICTIONS, point_figures, point_metrics, point_summary, predictions_table
 from sah.results.redact import redacted
 from sah.results.store import read_point
-from sah.runners.point import Arm, Point
+from sah.runners.point import Point
 from sah.tracking.base import RunInfo, Tracker
+from sah.tracking.safe import SafeTracker
 
 
 def run_info(point: Point, config: dict[str, Any], folder: Path, sweep: str | None) -> RunInfo:
@@ -41,40 +43,59 @@ def run_info(point: Point, config: dict[str, Any], folder: Path, sweep: str | No
     )
 
 
-def log_point(tracker: Tracker, point: Point, metrics: dict[str, Any]) -> None:
-    """Send a point's summary and its predictions, dense and sparse side by side.
+def log_point(tracker: SafeTracker, point: Point, metrics: dict[str, Any], *, files: bool = False) -> None:
+    """Send all there is of a point: numbers, summary, heatmaps, and its predictions, dense and sparse side by side.
 
     Args:
         tracker: A started tracker.
         point: A point that has run.
         metrics: Its `metrics.json`.
+        files: Whether to send its folder and its dense arm's too. Those of a sweep are sent by the sweep's own run.
     """
-    tracker.log_summary({**asdict(summarise_point(metrics)), "detail": metrics})
-    columns = ["example", "question", "metadata", "answers"]
-    arms = [arm for arm in (point.dense, point.sparse) if arm is not None]
-    tables = [_cells(arm) for arm in arms]
-    for arm in arms:
-        columns += [f"{arm.label} status", f"{arm.label} prediction", f"{arm.label} score", f"{arm.label} density"]
-    rows: list[list[Any]] = []
-    main_rows = point.main.store.load()
-    for key in dict.fromkeys(point.row_keys):
-        row = main_rows.get(key)
-        if row is None:
-            continue
-        shared: list[Any] = [
-            row.example_key,
-            row.question_index,
-            json.dumps(dict(row.metadata)),
-            " | ".join(row.answers),
-        ]
-        rows.append(shared + [cell for table in tables for cell in table.get(key, [None] * 4)])
-    tracker.log_table("predictions", columns, rows)
+
+    def tell(told: Tracker) -> None:
+        _log_figures(told, _as_reported(point, metrics))
+        if files:
+            folders = {arm.store.folder for arm in point.arms}
+            told.log_artifact(f"results-{point.main.store.id}", point_files(folders))
+
+    tracker.tell(tell)
 
 
-def _cells(arm: Arm) -> dict[str, list[Any]]:
-    stored = read_point(arm.store.folder)
-    cells: dict[str, list[Any]] = {}
-    for key, row in stored.predictions.items():
-        scores = stored.scores[key].scores if key in stored.scores else {}
-        cells[key] = [row.status, row.prediction, next(iter(scores.values()), None), row.density_measured]
-    return cells
+def _log_figures(tracker: Tracker, shown: ReportPoint) -> None:
+    tracker.log_metrics(point_metrics(shown), axis=AXIS)
+    tracker.log_summary(point_summary(shown))
+    tracker.log_table(PREDICTIONS, *predictions_table(shown))
+    for name, figure in point_figures(shown).items():
+        tracker.log_figure(name, figure)
+
+
+def point_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """List what an artifact of points holds.
+
+    Args:
+        folders: Points' folders.
+
+    Returns:
+        Path inside the artifact to file: results, no locks and nothing half written.
+    """
+    return {
+        f"{POINTS}/{folder.name}/{path.name}": path
+        for folder in sorted(folders)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix in (".json", ".jsonl") and not path.name.startswith(".")
+    }
+
+
+def _as_reported(point: Point, metrics: dict[str, Any]) -> ReportPoint:
+    main = read_point(point.main.store.folder)
+    return ReportPoint(
+        id=main.id,
+        label=point.main.label,
+        summary=summarise_point(metrics),
+        metrics=metrics,
+        overrides=(),
+        main=main,
+        dense=main if point.sparse is None else read_point(point.dense.store.folder),
+        keys=tuple(point.row_keys),
+    )

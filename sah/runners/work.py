@@ -8,63 +8,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, LaneWidth, answer_lanes
-from sah.config.experiment import Experiment
 from sah.data.example import Example, Question
 from sah.errors import DataError, ModelError, SahError, WorkerError
+from sah.results.fidelity import FidelityRow
 from sah.results.redact import redacted
 from sah.results.rows import PredictionRow, PredictionStatus, plain_json, row_key
+from sah.runners.given import GivenTexts
+from sah.runners.made_rows import calls_of_layers, failed_fidelity, failed_row, row_metadata
 from sah.runners.session import LoadedModel, Session, attention_config
+from sah.runners.tasks import ContextWork, GroupSpec, Outcome
 from sah.sparse_attention.config import parse_dense_layers
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One arm as a worker needs it."""
-
-    point_id: str
-    label: str
-    experiment: Experiment
-    dense: bool
-    """Whether it is the dense baseline, whatever recipe the experiment holds."""
-
-    requested_density: float | None
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """What the contexts of a group have in common. Can be sent to another process."""
-
-    settings: tuple[Setting, ...]
-    context_group: str
-    """Names the model and the prefill, on which prefilled contexts depend."""
-
-    run: str
-    """Id of the run, noted with its rows."""
-
-    model: Mapping[str, Any]
-    """Identity of the planned model, part of the points' ids: a worker with another one must not answer."""
-
-
-@dataclass(frozen=True)
-class ContextWork:
-    """The questions over one context that have no answer yet. Can be sent to another process."""
-
-    example: Example
-    pending: tuple[tuple[int, int], ...]
-    """(number of the setting, number of the question), settings in order."""
-
-
-Outcome = PredictionRow | SahError
-"""A row, or the error that ends its setting: its other questions over this context have no row then."""
 
 
 class GroupWorker:
@@ -100,36 +60,40 @@ class GroupWorker:
             WorkerError: If the model that is found here is not the planned one.
             SahError: If nothing can be computed at all.
         """
-        done: set[tuple[int, str]] = set()
-        pending = tuple(place for place in work.pending if place[0] not in self._ended)
-        if not pending:
+        done: set[tuple[int, str, bool]] = set()
+        todo = work.only(lambda setting, index, forced: setting not in self._ended)
+        if todo is None:
             return
-        work = ContextWork(work.example, pending)
+        work = todo
         try:
             for setting, outcome in self._answer(work):
-                if isinstance(outcome, PredictionRow):
-                    done.add((setting, outcome.key))
-                else:
+                if isinstance(outcome, SahError):
                     self._ended.add(setting)
+                else:
+                    done.add((setting, outcome.key, isinstance(outcome, FidelityRow)))
                 yield setting, outcome
         except SahError:
             raise
         except Exception as error:
             # A fault of the code in one method must not take the others' answers along.
-            settings = list(dict.fromkeys(setting for setting, _ in work.pending))
+            settings = list(dict.fromkeys(setting for setting, _ in (*work.pending, *work.forced)))
             if len(settings) == 1:
                 _log.error("%s: %s", self.spec.settings[settings[0]].label, traceback.format_exc())
                 self._ended.add(settings[0])
                 yield settings[0], ModelError(f"{type(error).__name__}: {error}. Its traceback is in the log.")
                 return
             key = work.example.key
-            rest = [(s, index) for s, index in work.pending if (s, row_key(key, index)) not in done]
             for number in settings:
-                if part := tuple(place for place in rest if place[0] == number):
-                    yield from self.answer(ContextWork(work.example, part))
+
+                def is_left(setting: int, index: int, forced: bool, number: int = number) -> bool:
+                    return setting == number and (setting, row_key(key, index), forced) not in done
+
+                part = work.only(is_left)
+                if part is not None:
+                    yield from self.answer(part)
 
     def _answer(self, work: ContextWork) -> Iterator[tuple[int, Outcome]]:
-        first = self.spec.settings[work.pending[0][0]].experiment
+        first = self.spec.settings[(*work.pending, *work.forced)[0][0]].experiment
         try:
             model = self.session.model(first)
             self._check(model, first.model.name)
@@ -140,12 +104,14 @@ class GroupWorker:
         except (DataError, ModelError, RuntimeError, MemoryError) as error:
             for setting, question in work.pending:
                 yield setting, self._refused(setting, work.example, question, error)
+            for setting, question in work.forced:
+                yield setting, failed_fidelity(work.example, question, f"{type(error).__name__}: {error}")
             return
         places: list[tuple[int, int]] = []
         lanes: list[Lane] = []
         unusable: set[int] = set()
         for setting, number in work.pending:
-            if setting in unusable:
+            if setting in unusable or work.example.questions[number].likelihood:
                 continue
             try:
                 lanes.append(self._lane(setting, work.example.questions[number]))
@@ -153,12 +119,14 @@ class GroupWorker:
             except SahError as error:
                 unusable.add(setting)
                 yield setting, error
-        budget = min(self.spec.settings[setting].experiment.lanes_bytes for setting, _ in work.pending)
+        dense_ids = dict(work.dense_ids)
+        budget = min(self.spec.settings[s].experiment.lanes_bytes for s, _ in (*work.pending, *work.forced))
         for lane, outcome in answer_lanes(dense, cache, lanes, budget, self._width):
             setting, number = places[lane]
             if setting in unusable:
                 continue
             if isinstance(outcome, Answer):
+                dense_ids[setting, number] = tuple(outcome.token_ids)
                 self._tell_layers(setting, outcome.sparse_layers, dense.num_layers)
                 row = self._row(setting, work.example, number, outcome)
                 yield (
@@ -176,6 +144,38 @@ class GroupWorker:
             if isinstance(refused, SahError):
                 unusable.add(setting)
             yield setting, refused
+        texts = GivenTexts(self.spec, work, cache, dense, dense_ids)
+        for setting, number in texts.places:
+            if setting in unusable:
+                continue
+            try:
+                texts.add(setting, number, self._adapter(setting))
+            except SahError as error:
+                unusable.add(setting)
+                yield setting, error
+        for setting, number, result in texts.run(budget):
+            if setting in unusable:
+                continue
+            if isinstance(result, Exception):
+                if (setting, number) in work.pending:
+                    refused = self._refused(setting, work.example, number, result)
+                    if isinstance(refused, SahError):
+                        unusable.add(setting)
+                    yield setting, refused
+                if (setting, number) in work.forced and setting not in unusable:
+                    _log.warning("%s: fidelity of question %d: %s", self.spec.settings[setting].label, number, result)
+                    yield setting, failed_fidelity(work.example, number, f"{type(result).__name__}: {result}")
+                continue
+            if isinstance(result, PredictionRow):
+                result = dataclasses.replace(
+                    result,
+                    kv_len=cache.length,
+                    prefill_seconds=cache.prefill_seconds,
+                    prefill_cpu_seconds=cache.prefill_cpu_seconds,
+                    prefill_reused=reused,
+                )
+                reused = True
+            yield setting, result
 
     def _check(self, model: LoadedModel, name: str) -> None:
         """Refuse another model than the planned one; its rows would stand under the planned one's id."""
@@ -194,19 +194,17 @@ class GroupWorker:
             )
         self._checked = True
 
-    def _lane(self, number: int, question: Question) -> Lane:
+    def _adapter(self, number: int) -> ModelAdapterHF:
         setting = self.spec.settings[number]
         if number not in self._adapters:
             adapter = self.session.model(setting.experiment).adapter
             config = None if setting.dense else attention_config(setting.experiment)
             self._adapters[number] = adapter if config is None else adapter.with_sparse_attention(config)
-        return Lane(
-            self._adapters[number],
-            question.text,
-            question.answer_prefix,
-            setting.experiment.generation.limit(question.max_new_tokens),
-            0.0 if setting.dense else setting.experiment.attention_error,
-        )
+        return self._adapters[number]
+
+    def _lane(self, number: int, question: Question) -> Lane:
+        limit = self.spec.settings[number].experiment.generation.limit(question.max_new_tokens)
+        return Lane(self._adapter(number), question.text, question.answer_prefix, limit)
 
     def _row(self, number: int, example: Example, index: int, answer: Answer) -> PredictionRow:
         setting, question = self.spec.settings[number], example.questions[index]
@@ -225,8 +223,8 @@ class GroupWorker:
             density_measured=answer.density,
             density_by_phase={} if setting.dense else answer.density_by_phase,
             attention_calls=answer.attention_calls,
+            calls_by_layer=calls_of_layers(answer.calls_by_layer, self._adapters[number].num_layers),
             sparse_layers=len(answer.sparse_layers),
-            output_error=answer.output_error,
             state_seconds=answer.state_seconds,
             question_seconds=answer.question_seconds,
             question_cpu_seconds=answer.question_cpu_seconds,
@@ -236,7 +234,7 @@ class GroupWorker:
             selection_seconds=answer.selection_seconds,
             run=self.spec.run,
             stop_reason=answer.stop_reason,
-            metadata=_metadata(example, index),
+            metadata=row_metadata(example, index),
         )
 
     def _refused(self, number: int, example: Example, index: int, error: Exception) -> Outcome:
@@ -265,33 +263,3 @@ class GroupWorker:
             named = f" {dense} are dense as dense_layers says." if dense else ""
             told = "Sparse attention runs in %d of %d layers;%s %d keep the attention window that the model gives them."
             _log.warning(told, len(sparse), layers, named, windowed)
-
-
-def failed_row(setting: Setting, example: Example, index: int, status: PredictionStatus, error: str) -> PredictionRow:
-    """Make the row of a question that has no answer.
-
-    Args:
-        setting: The setting.
-        example: The context.
-        index: Number of the question.
-        status: What kind of failure it was.
-        error: What went wrong.
-
-    Returns:
-        The row.
-    """
-    question = example.questions[index]
-    return PredictionRow(
-        example_key=example.key,
-        question_index=index,
-        status=status,
-        answers=question.answers,
-        answer_prefix=question.answer_prefix,
-        density_requested=setting.requested_density,
-        error=error,
-        metadata=_metadata(example, index),
-    )
-
-
-def _metadata(example: Example, index: int) -> Mapping[str, object]:
-    return {**example.metadata, **example.questions[index].metadata}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sah.errors import ConfigError
+from sah.sparse_attention.attention_errors import chosen_rows, observe_rows
 from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.fused import fused_attention
 from sah.sparse_attention.kernels.grouped import grouped_attention
@@ -97,7 +98,13 @@ class EfficientAttention(ResearchAttention):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Return (rows, heads, 1, value_dim)."""
-        layer_idx, begun = kwargs["layer_idx"], now(queries.device)[0]
+        layer_idx = kwargs["layer_idx"]
+        errors = states.errors
+        looked_at = None if errors is None else chosen_rows(errors, keys.lanes, layer_idx)
+        if looked_at is not None and len(looked_at):
+            # The output is needed here and now.
+            values = values.deferring(None)
+        begun = now(queries.device)[0]
         allowed = keys.allowed()
         recipe = self.recipe_of(layer_idx)
         mask = self.build_mask(queries, keys, values, allowed, scaling, 0.0, meta_data, **kwargs)
@@ -116,6 +123,8 @@ class EfficientAttention(ResearchAttention):
             inclusion = mask.inclusion(allowed)
             output = attend_dense_mask(queries, keys, values, inclusion, scaling, sinks=sinks, softcap=softcap)
         states.together_seconds.add(keys.lanes, chosen - begun, now(queries.device)[0] - chosen)
+        if errors is not None and looked_at is not None and len(looked_at):
+            observe_rows(errors, looked_at, output, queries, keys, values, mask, scaling, **kwargs)
         return output
 
     def attend(

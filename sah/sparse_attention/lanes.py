@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, AttentionErrors
 from sah.sparse_attention.config import QUESTION
 from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
 from sah.sparse_attention.randomness import LANES_KEY
@@ -61,6 +62,9 @@ class LaneStates:
         self.alone = [{**meta_data, TIMES_KEY: AttentionTimes()} for meta_data in alone]
         self.together: dict[Any, Any] = {key: alone[0][key] for key in (CONTEXT_STATE_KEY, CONTEXT_LENGTH_KEY)}
         self._identities = [meta_data[LANES_KEY][0] for meta_data in alone]
+        errors = [one for m in alone if isinstance(one := m.get(ATTENTION_ERRORS_KEY), AttentionErrors) and one.rate]
+        self.errors = errors if len(errors) == len(alone) else None
+        """What compares rows with dense attention, one a lane; None where nothing is compared."""
         self._phase = QUESTION
         self._sums: dict[tuple[str, int], torch.Tensor] = {}
         """Sum of the densities of each lane's rows, and their number, (2, lanes), double."""

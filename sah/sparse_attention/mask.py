@@ -255,6 +255,31 @@ class Mask:
         lists = max(part.indices.shape[1] for part in (*self.lists, *other.lists))
         return Mask.from_indices(self.shape, *merge_lists(self.to_indices(lists), other.to_indices(lists)))
 
+    def of_rows(self, rows: torch.Tensor) -> Mask:
+        """Keep some batch rows.
+
+        Args:
+            rows: Their numbers, (n,), int64.
+        """
+
+        def cut(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return tensor if tensor is None or len(tensor) == 1 else tensor[rows]
+
+        lists = tuple(
+            KeyLists(
+                part.indices if len(part.indices) == 1 else part.indices[rows], cut(part.probabilities), run=part.run
+            )
+            for part in self.lists
+        )
+        return Mask(
+            (len(rows), *self.shape[1:]),
+            self.device,
+            dense=cut(self._dense),
+            spans=self.spans,
+            lists=tuple(lists),
+            is_full=self._is_full,
+        )
+
     def extend(self, *lists: KeyLists) -> Mask:
         """Union with lists that are known to hold no key of this mask, nor of each other: nothing is compared.
 

@@ -9,13 +9,13 @@ import torch
 
 from sah.errors import ConfigError
 from sah.sparse_attention.allowed import allowed_keys
+from sah.sparse_attention.attention_errors import observe_queries
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.masked import masked_attention
 from sah.sparse_attention.key_state import KeyStateMasker
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import ResearchMasker, build_maskers
-from sah.sparse_attention.output_error import observe_error
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 from sah.sparse_attention.times import ATTENTION, SELECTION, Laps
 
@@ -123,7 +123,7 @@ class ResearchAttention(SparseAttention):
         self.record_density(mask, allowed, sparse_meta_data, kwargs["layer_idx"])
         output = self.attend(queries, keys, values, mask, allowed, scaling, dropout, **kwargs)
         laps.end(ATTENTION)
-        observe_error(sparse_meta_data, output[0], queries, keys, values, allowed, scaling, **kwargs)
+        observe_queries(sparse_meta_data, output[0], queries, keys, values, mask, allowed, scaling, **kwargs)
         return output
 
     def attend(

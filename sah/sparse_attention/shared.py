@@ -169,8 +169,8 @@ class SharedStates:
         own = self.own[lane : lane + 1, :, : length - self.context_length]
         return torch.cat([self.context, own], dim=2)
 
-    def deferring(self, deferred: Deferred) -> SharedStates:
-        """Hold the same values, whose weights may be left to a common product."""
+    def deferring(self, deferred: Deferred | None) -> SharedStates:
+        """Hold the same values, whose weights may be left to a common product, or with None may not."""
         return replace(self, deferred=deferred)
 
     def with_states(self, context: torch.Tensor, own: torch.Tensor) -> SharedStates:

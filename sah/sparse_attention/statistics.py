@@ -41,7 +41,8 @@ class AttentionStatistics:
         total = torch.stack([(densities * counts).sum(), counts.sum()])
         self._sums[key] = self._sums[key] + total if key in self._sums else total
         if not dense:
-            self._sparse_calls[key] += 1
+            # Where a given answer is read in one call, each of its tokens counts as the call that it would be.
+            self._sparse_calls[key] += 1 if self.phase == QUESTION else densities.shape[1]
 
     def add(self, phase: str, layer_idx: int, total: torch.Tensor, sparse_calls: int) -> None:
         """Add what was summed elsewhere.
@@ -67,6 +68,10 @@ class AttentionStatistics:
     def calls(self) -> int:
         """Return the number of sparse attention calls."""
         return sum(self._sparse_calls.values())
+
+    def calls_by_layer(self, phase: str) -> dict[int, int]:
+        """Return the sparse attention calls of each layer that had any in a phase."""
+        return {layer: calls for (own, layer), calls in sorted(self._sparse_calls.items()) if own == phase and calls}
 
     def layers(self) -> list[int]:
         """Return the layers that ran sparse, in order."""

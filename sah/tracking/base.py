@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Protocol
 from sah.config.base import ValidatedConfig
 from sah.config.lookup import named
 
+TRACKING_FILE = "tracking.json"
+"""In a sweep's folder: which tracker showed it, with what settings, and under what group and id."""
+
 
 @dataclass(frozen=True)
 class RunInfo:
@@ -30,14 +33,18 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """A place that shows runs. Calls come in the order `start`, any of `log_*`, `finish`."""
+    """A place that shows runs. Calls come in the order `start`, any of `log_*`, `finish`.
+
+    Between `start` and `finish` a caller tells all there is of the run. Where the run is there already, what it held
+    is replaced: telling twice is the same as telling once.
+    """
 
     @property
     def location(self) -> str | None:
         """Where to look: a URL, or a folder with the command that uploads it. None if there is nothing."""
 
     def start(self, info: RunInfo) -> None:
-        """Begin a run, or go on with the one of the same id.
+        """Begin a run, or take up the one of the same id.
 
         Args:
             info: The run.
@@ -50,6 +57,14 @@ class Tracker(Protocol):
             values: JSON data; nested dicts are kept.
         """
 
+    def log_metrics(self, values: Mapping[str, float], axis: str | None = None) -> None:
+        """Record numbers of the run that compare between runs, and declare them as such.
+
+        Args:
+            values: Name to number. They belong together: one step.
+            axis: Which of them the others are drawn over, e.g. the measured density.
+        """
+
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table.
 
@@ -57,6 +72,22 @@ class Tracker(Protocol):
             name: E.g. `predictions`.
             columns: Column names.
             rows: One sequence of cells a row, as long as `columns`.
+        """
+
+    def log_figure(self, name: str, figure: Mapping[str, Any]) -> None:
+        """Record a figure.
+
+        Args:
+            name: E.g. `density_curves`.
+            figure: As Plotly's JSON has it: `data` and `layout`.
+        """
+
+    def log_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        """Keep copies of files with the run.
+
+        Args:
+            name: What they are called together. Later files of the same name become its next version.
+            files: Path inside it to a file on disk.
         """
 
     def finish(self, failed: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sah.tracking.base import RunInfo, Tracker
@@ -48,25 +49,34 @@ class SafeTracker:
 
         self._guard("start", begin)
 
-    def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Record the run's final numbers.
+    def tell(self, action: Callable[[Tracker], None]) -> None:
+        """Let an action speak to the tracker. What fails in it, the making of what it says included, ends here as well.
 
         Args:
-            values: JSON data.
+            action: Takes this tracker. Not called where there is none to hear it.
         """
-        if (tracker := self._tracker) is not None:
-            self._guard("log_summary", lambda: tracker.log_summary(values))
+        if self._tracker is not None:
+            self._guard("tell", lambda: action(self))
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Pass on, see `sah.tracking.base.Tracker.log_summary`."""
+        self._pass_on("log_summary", values)
+
+    def log_metrics(self, values: Mapping[str, float], axis: str | None = None) -> None:
+        """Pass on, see `sah.tracking.base.Tracker.log_metrics`."""
+        self._pass_on("log_metrics", values, axis)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Record a table.
+        """Pass on, see `sah.tracking.base.Tracker.log_table`."""
+        self._pass_on("log_table", name, columns, rows)
 
-        Args:
-            name: E.g. `predictions`.
-            columns: Column names.
-            rows: One sequence of cells a row.
-        """
-        if (tracker := self._tracker) is not None:
-            self._guard("log_table", lambda: tracker.log_table(name, columns, rows))
+    def log_figure(self, name: str, figure: Mapping[str, Any]) -> None:
+        """Pass on, see `sah.tracking.base.Tracker.log_figure`."""
+        self._pass_on("log_figure", name, figure)
+
+    def log_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        """Pass on, see `sah.tracking.base.Tracker.log_artifact`."""
+        self._pass_on("log_artifact", name, files)
 
     def finish(self, failed: bool = False) -> None:
         """End the run.
@@ -77,6 +87,10 @@ class SafeTracker:
         if (tracker := self._tracker) is not None:
             self._guard("finish", lambda: tracker.finish(failed), close=False)
             self._tracker = None
+
+    def _pass_on(self, call: str, *given: Any) -> None:
+        if (tracker := self._tracker) is not None:
+            self._guard(call, lambda: getattr(tracker, call)(*given))
 
     def _guard(self, call: str, action: Callable[[], None], close: bool = True) -> None:
         try:

@@ -1,8 +1,12 @@
 """Weights & Biases (wandb 0.31).
 
-One wandb run a point, with the point's id, so that a resumed point goes on in the same run. Its files lie in
-the run's folder and nowhere in the working folder. Console output, code, installed packages and machine data
-are not captured: the configuration and the results say what they must.
+A run is told in one piece under an id that stays: its tables, figures and numbers are one history row, step 0. wandb's
+`resume` is left unset, so that a run of that id which is there already is replaced, row 0 included. A resumed point or
+sweep is therefore the same run, without a second copy of its tables, and the order in which `wandb sync` uploads
+several offline runs of one id makes no more difference than which of them is the last.
+
+Its files lie in the run's folder and nowhere in the working folder. Console output, code, installed packages and
+machine data are not captured: the configuration and the results say what they must.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from sah.errors import ConfigError
@@ -28,6 +35,10 @@ _ENVIRONMENT_MODES: dict[str, Mode] = {
     "disabled": "disabled",
 }
 _MAX_TAG = 64  # the server's limit
+ARTIFACT_TYPE = "results"
+
+_told: set[str] = set()
+"""Packages of which this process has said that they are missing."""
 
 _refused: set[str] = set()
 """Servers that could not be used in this process; `auto` does not wait for them again."""
@@ -44,6 +55,7 @@ class WandbTracker:
         self._config = config
         self._run: Any = None
         self._mode: Mode = "disabled"
+        self._row: dict[str, Any] = {}
 
     @property
     def location(self) -> str | None:
@@ -55,7 +67,7 @@ class WandbTracker:
         return f"{self._run.settings.sync_dir} (upload it with: wandb sync {self._run.settings.sync_dir})"
 
     def start(self, info: RunInfo) -> None:
-        """Begin a wandb run, or go on with the one of the same id.
+        """Begin a wandb run, or take up the one of the same id.
 
         Args:
             info: The run.
@@ -64,7 +76,7 @@ class WandbTracker:
             ConfigError: If wandb is not installed.
             wandb.Error: If wandb refuses. With mode `auto` a refusing server leads to an offline run instead.
         """
-        server = _server()
+        server = server_url()
         if self._config.mode == "auto":
             self._mode = _automatic_mode(server)
             if self._mode == "online":
@@ -88,6 +100,18 @@ class WandbTracker:
         """
         self._run.summary.update(dict(values))
 
+    def log_metrics(self, values: Mapping[str, float], axis: str | None = None) -> None:
+        """Declare and log numbers.
+
+        Args:
+            values: Name to number.
+            axis: Which of them charts draw the others over.
+        """
+        for name in values:
+            # No summary= here: with it the summary holds {"last": value}, which charts over runs do not read.
+            self._run.define_metric(name, step_metric=axis if axis in values and name != axis else None)
+        self._row |= values
+
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log a `wandb.Table`.
 
@@ -99,17 +123,67 @@ class WandbTracker:
         import wandb
 
         cells = [[_cell(value) for value in row] for row in rows]
-        self._run.log({name: wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)})
+        self._row[name] = wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)
+
+    def log_figure(self, name: str, figure: Mapping[str, Any]) -> None:
+        """Log a `wandb.Plotly`. Without the package plotly there are no figures, which is told once.
+
+        Args:
+            name: Its key.
+            figure: Plotly's JSON.
+        """
+        import wandb
+
+        try:
+            from plotly.graph_objects import Figure
+        except ImportError:
+            if "plotly" not in _told:
+                _told.add("plotly")
+                _log.warning("Figures are not logged: they need the package 'plotly'. Run: pip install 'sah[reports]'")
+            return
+        self._row[name] = wandb.Plotly(Figure(dict(figure)))
+
+    def log_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        """Log a `wandb.Artifact` of the type `results`. Equal files are the same version.
+
+        Args:
+            name: Its name; what W&B does not allow in one becomes a dash.
+            files: Path inside it to a file on disk, copied at once.
+        """
+        import wandb
+
+        artifact = wandb.Artifact(artifact_name(name), type=ARTIFACT_TYPE)
+        with _staging(self._run):
+            for inside, path in files.items():
+                artifact.add_file(str(path), name=inside, skip_cache=True)
+        self._run.log_artifact(artifact)
 
     def finish(self, failed: bool = False) -> None:
-        """End the run, waiting for uploads as long as the config allows.
+        """End the run, waiting for uploads as long as the config allows. What is left then stays on disk.
 
         Args:
             failed: Whether to mark the run as failed.
         """
-        if self._run is not None:
-            run, self._run = self._run, None
-            run.finish(exit_code=1 if failed else 0)
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        try:
+            if self._row:
+                with _staging(run):
+                    run.log(self._row)
+        finally:
+            try:
+                run.finish(exit_code=1 if failed else 0)
+            except TimeoutError:
+                server = str(run.settings.base_url)
+                _refused.add(server)
+                _log.warning(
+                    "%s did not take all of this run within %g s. All of it is on disk; upload it with: wandb sync %s. "
+                    "Later runs are kept offline, unless they ask for mode=online.",
+                    server,
+                    self._config.finish_timeout,
+                    run.settings.sync_dir,
+                )
 
     def _init(self, info: RunInfo, mode: Mode) -> Any:
         import wandb
@@ -128,6 +202,7 @@ class WandbTracker:
             x_disable_stats=not self._config.system_stats,
             init_timeout=self._config.start_timeout,
             finish_timeout=self._config.finish_timeout,
+            finish_timeout_raises=True,
         )
         return wandb.init(
             project=self._config.project,
@@ -140,11 +215,27 @@ class WandbTracker:
             config=dict(info.config),
             dir=str(info.folder.absolute()),
             mode=mode,
-            resume="allow",
             reinit="create_new",
             allow_val_change=True,
             settings=settings,
         )
+
+
+def artifact_name(name: str) -> str:
+    """Write a name as W&B allows it for an artifact.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        Letters, digits, dots, dashes and underscores, at most 128 of them.
+    """
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128] or "results"
+
+
+def environment_mode() -> Mode | None:
+    """Read WANDB_MODE; None where it says nothing that is known."""
+    return _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""))
 
 
 def key_is_configured(server: str) -> bool:
@@ -165,7 +256,15 @@ def key_is_configured(server: str) -> bool:
     return found is not None
 
 
-def _server() -> str:
+def server_url() -> str:
+    """Ask wandb which server it would talk to, without network.
+
+    Returns:
+        The server's URL.
+
+    Raises:
+        ConfigError: If wandb is not installed.
+    """
     # wandb's usage telemetry is off unless asked for: to a server that is gone it holds the process up for 20 s
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
@@ -178,6 +277,19 @@ def _server() -> str:
     return str(wandb.setup().settings.base_url)
 
 
+@contextmanager
+def _staging(run: Any) -> Iterator[None]:
+    """Let wandb put its copies of the files of tables and artifacts beside the run, not into the home folder."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(run.settings.wandb_dir)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
 def _forget_failed_run() -> None:
     """End wandb's helper process, which otherwise holds the id of a run that did not start."""
     import wandb
@@ -186,7 +298,7 @@ def _forget_failed_run() -> None:
 
 
 def _automatic_mode(server: str) -> Mode:
-    asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""))
+    asked = environment_mode()
     if asked is not None:
         return asked
     if server in _refused:

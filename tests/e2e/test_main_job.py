@@ -57,7 +57,8 @@ def test_topk_keeps_the_dense_score(folder: Path) -> None:
     assert len(dense.predictions) == len(topk.predictions) == 2
     assert score(dense) == score(topk) == 1.0
     (line,) = (line.split() for line in (folder / "stdout.txt").open(encoding="utf-8") if line.split()[:1] == ["topk"])
-    assert line[1:7] == ["question+decode", "2", "1.000", "1.000", "+0.000", "0.100"]
+    assert line[1:6] == ["question+decode", "2", "1.000", "1.000", "+0.000"]
+    assert line[6:12] == ["[-0.84,", "+0.84]", "not", "enough", "data", "0.100"]
     for row in topk.predictions.values():
         assert row.density_measured == pytest.approx(0.1, abs=0.01)
         assert row.stop_reason in ("eos", "length")

@@ -1,8 +1,8 @@
 """A stand-in for the W&B server over HTTP, enough for runs with config, summary, history, files and tables.
 
-It keeps what clients send in memory. `refuse_keys=True` answers every request as a server does that does not
-know the API key; `fails_from` names an operation at which it breaks for good. Operations it does not know are
-listed in `unknown` and answered with nothing.
+It keeps what clients send in memory. `refuse_keys=True` answers every request as a server does that does not know the API
+key; `fails_from` names an operation from which on every request fails with status 500, `hangs_from` one from which on
+none is answered. Operations it does not know are listed in `unknown` and answered with nothing.
 """
 
 from __future__ import annotations
@@ -16,19 +16,37 @@ from typing import Any
 
 PROJECT = {"id": "cHJvamVjdA==", "name": "sah", "entity": {"id": "ZW50aXR5", "name": "local"}}
 VIEWER = {"id": "viewer", "username": "local", "entity": "local", "flags": "{}", "teams": {"edges": []}}
+NOW = "2026-01-01T00:00:00"
+
+
+def project_node() -> dict[str, Any]:
+    """A project, as lists of projects and reports name it."""
+    return {
+        "id": PROJECT["id"],
+        "name": "sah",
+        "entityName": "local",
+        "createdAt": NOW,
+        "isBenchmark": False,
+        "user": None,
+    }
 
 
 class FakeWandbServer:
     """The server; use it as a context manager."""
 
-    def __init__(self, refuse_keys: bool = False, fails_from: str | None = None) -> None:
+    def __init__(
+        self, refuse_keys: bool = False, fails_from: str | None = None, hangs_from: str | None = None
+    ) -> None:
         self.refuse_keys = refuse_keys
         self.fails_from = fails_from
+        self.hangs_from = hangs_from
         self.broken = False
+        self.closed = threading.Event()
         self.runs: dict[str, dict[str, Any]] = {}
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
         self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -37,6 +55,7 @@ class FakeWandbServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -45,7 +64,9 @@ class FakeWandbServer:
         state = self.runs.setdefault(run, {})
         for name, chunk in (body.get("files") or {}).items():
             if name == "wandb-history.jsonl":
-                state.setdefault("history", []).extend(json.loads(line) for line in chunk["content"])
+                # Lines have numbers: the real server replaces a line that comes again.
+                lines, start = state.setdefault("history", []), chunk["offset"]
+                lines[start : start + len(chunk["content"])] = [json.loads(line) for line in chunk["content"]]
             elif name == "wandb-summary.json":
                 state["summary"] = json.loads(chunk["content"][-1])
         if body.get("complete"):
@@ -59,7 +80,8 @@ class FakeWandbServer:
         if operation == "RunResumeStatus":
             return {"model": self._resume_status(values["name"])}
         if operation == "CreateRunFiles":
-            files = [self._upload(f"{values['run']}/{name}") for name in values.get("files", [])]
+            names = values.get("files", [])
+            files = [{**self._upload(f"{values['run']}/{name}"), "name": name} for name in names]
             return {"createRunFiles": {"runID": values["run"], "uploadHeaders": [], "files": files}}
         if operation == "Viewer" or "viewer" in query:
             return {"viewer": VIEWER, "serverInfo": None}
@@ -79,6 +101,13 @@ class FakeWandbServer:
             return {"createArtifactFiles": {"files": {"edges": edges}}}
         if operation == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "YXJ0aWZhY3Q=", "digest": "d"}}}
+        if operation == "GetProjects" or operation == "Projects":
+            edges = [{"node": project_node(), "cursor": "a"}]
+            return {"models": {"edges": edges, "pageInfo": {"endCursor": "a", "hasNextPage": False}}}
+        if operation == "ProjectInternalId":
+            return {"project": {"id": PROJECT["id"], "internalId": PROJECT["id"]}}
+        if operation == "upsertView":
+            return self._upsert_report(values)
         self.unknown.append(f"{operation}: {query} {values}")
         return {}
 
@@ -94,6 +123,14 @@ class FakeWandbServer:
         bucket = {"id": name, "name": name, "displayName": run.get("displayName") or name, "description": ""}
         bucket |= {"config": None, "sweepName": None, "project": PROJECT, "historyLineCount": 0}
         return {"upsertBucket": {"bucket": bucket, "inserted": not known}}
+
+    def _upsert_report(self, values: dict[str, Any]) -> dict[str, Any]:
+        report_id = values["id"] or f"report-{len(self.reports)}"
+        known = report_id in self.reports
+        self.reports[report_id] = {**values, "spec": json.loads(values["spec"])}
+        view = {key: values.get(key) for key in ("name", "type", "displayName", "description", "spec")}
+        view |= {"id": report_id, "project": project_node(), "updatedAt": NOW}
+        return {"upsertView": {"view": view, "inserted": not known}}
 
     def _resume_status(self, name: str) -> dict[str, Any]:
         run = self.runs.get(name)
@@ -163,7 +200,11 @@ def _handler(fake: FakeWandbServer) -> type[BaseHTTPRequestHandler]:
                 self._send({}, 404)
                 return
             body = json.loads(data or b"{}")
-            fake.broken |= fake.fails_from is not None and fake.fails_from in body.get("query", "")
+            asked = body.get("query", "")
+            fake.broken |= any(at is not None and at in asked for at in (fake.fails_from, fake.hangs_from))
+            if fake.broken and fake.hangs_from is not None:
+                fake.closed.wait(120)
+                return
             if fake.refuse_keys:
                 self._send({"errors": [{"message": "user is not logged in"}]}, 401)
             elif fake.broken:

@@ -83,6 +83,7 @@ def test_another_recipe_shares_the_baseline(before: list[str], after: list[str])
         "output_dir=elsewhere",
         "tracker=wandb",
         "threads=null",
+        "margin=0.2",
         "context_cache_gib=0",
         "dataset.num_examples=1",
         "dataset.metrics=[token_f1]",

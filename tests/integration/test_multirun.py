@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import torch
 
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.huggingface import ModelAdapterHF
+from sah.metrics.verdict import VERDICTS
 from sah.sparse_attention.maskers.topk import OracleTopK
 from tests.integration.conftest import Work
 from tests.integration.running import ROOT, jobs, lines, run, run_exactly, sparse_of, stored
 
 
 def table_lines(text: str) -> list[list[str]]:
-    """Read the lines of the printed table that stand for points, as words."""
+    """Read the lines of the printed table that stand for points, as words, without intervals and verdicts."""
     known = {point.label for point in stored().values()}
-    return [line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in known]
+    told = [re.sub(rf"\[\S+, \S+\]|{'|'.join(VERDICTS)}", "", line).split() for line in text.splitlines()]
+    return [words for words in told if words[:1] and words[0] in known]
 
 
 def test_a_sweep_ends_with_one_table_of_all_points() -> None:
@@ -28,6 +31,8 @@ def test_a_sweep_ends_with_one_table_of_all_points() -> None:
     assert shown == [("topk", 0.05), ("topk", 0.1), ("random", 0.05), ("random", 0.1)]
     (folder,) = Path("outputs/sweeps").glob("*/*")
     assert str(folder) in done.out
+    corrected = "Verdicts are corrected for 4 comparisons by Holm's method"
+    assert corrected in done.out and corrected in (folder / "table.md").read_text(encoding="utf-8")
     page = (folder / "table.md").read_text(encoding="utf-8").splitlines()
     header = [cell.strip() for cell in page[0].strip("|").split("|")]
     rows = [
@@ -36,6 +41,7 @@ def test_a_sweep_ends_with_one_table_of_all_points() -> None:
         if line.startswith("|")
     ]
     assert [(row["setting"], float(row["density requested"])) for row in rows] == shown
+    assert [(row["difference"], row["verdict"]) for row in rows] == [("+0.000 [-0.84, +0.84]", "not enough data")] * 4
     assert [record["status"] for record in jobs()] == ["ok"] * 4
     for record, row in zip(jobs(), rows, strict=True):
         assert Path(record["folder"]).name == record["point"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.wandb_files import read_run
+from tests.fakes.wandb_files import media, read_run
 from tests.integration.conftest import Work
 from tests.integration.running import ROOT, dense_of, jobs, outcomes, run, sparse_of, stored, write_rows
 
@@ -18,6 +19,7 @@ COLUMNS = (
     ("dense",),
     ("sparse",),
     ("difference",),
+    ("verdict",),
     ("density", "requested"),
     ("density", "measured"),
     ("prefill", "s"),
@@ -32,7 +34,10 @@ def test_the_table_names_and_shows_every_figure(work: Work) -> None:
     for column in COLUMNS:
         assert set(column) <= set(words)
     (line,) = (line for line in done.out.splitlines() if line.split()[:1] == ["topk"])
-    cells = line.split()
+    # The difference's interval and its verdict, both of several words, stand between the numbers.
+    found = re.fullmatch(r"(.*) \[([+-]\S+), ([+-]\S+)\] +(not enough data) (.*)", line)
+    assert found is not None
+    cells = [*found[1].split(), *found[5].split()]
     metrics = sparse_of().metrics
     assert metrics is not None
     scores = metrics["comparison"]["scores"]["string_match_all"]
@@ -40,6 +45,9 @@ def test_the_table_names_and_shows_every_figure(work: Work) -> None:
     assert [float(cell) for cell in cells[3:6]] == pytest.approx(
         [scores["dense"], scores["sparse"], scores["difference"]], abs=5e-4
     )
+    assert [float(found[2]), float(found[3])] == pytest.approx([scores["low"], scores["high"]], abs=5e-3)
+    assert (scores["verdict"], scores["contexts"], scores["margin"]) == ("not enough data", 2, 0.05)
+    assert metrics["dense"]["scores"]["string_match_all"].keys() == {"mean", "count", "low", "high"}
     assert float(cells[6]) == 0.2
     assert float(cells[7]) == pytest.approx(0.2, abs=0.01)
     assert float(cells[8]) == pytest.approx(metrics["dense"]["prefill"]["seconds"], abs=0.006)
@@ -215,6 +223,16 @@ def test_scores_and_aggregates_follow_from_the_predictions() -> None:
         assert compared["difference"] == pytest.approx(sum(b - a for a, b in pairs) / 3)
 
 
+def test_another_margin_gives_another_verdict_and_computes_nothing(work: Work) -> None:
+    for margin, verdict in (("0.9", "tied"), ("0.05", "not enough data"), ("1", "tied")):
+        done = run("masker=topk", f"margin={margin}")
+        assert done.code == 0, done.text
+        compared = (sparse_of().metrics or {})["comparison"]["scores"]["string_match_all"]
+        assert (compared["margin"], compared["verdict"]) == (float(margin), verdict)
+        assert verdict in done.text
+    assert work.counts == (2, 2, 2)
+
+
 def test_a_recipe_is_named_and_ordered() -> None:
     done = run("masker=[sink,local,topk]", "masker.topk.heavy_size=16")
     assert done.code == 0, done.text
@@ -268,15 +286,46 @@ def test_an_offline_wandb_run_holds_the_point() -> None:
     assert summary["density_requested"] == 0.1
     assert summary["sparse_in"] == "question+decode"
     assert summary["density_measured"] == pytest.approx(0.1, abs=0.01)
-    (table,) = (sweep / "0").glob("wandb/offline-run-*/files/media/table/predictions_*.table.json")
-    content = json.loads(table.read_text(encoding="utf-8"))
+    assert summary["score"] == 0.0 and summary["verdict"] and summary["detail"]["comparison"]["contexts"] == 2
+    assert runs[0].axes["score"] == "density_measured" and runs[1].summary["density_measured"] == 1.0
+    content = media(sweep / "0", runs[0], "predictions")
     row = dict(zip(content["columns"], content["data"][0], strict=True))
     key = f"{row['example']}:{row['question']}"
     assert len(content["data"]) == 2
-    assert row["topk prediction"] == sparse.predictions[key].prediction
-    assert row["dense prediction"] == dense.predictions[key].prediction
-    assert row["topk score"] == 0.0
+    assert row["setting"] == "topk 0.1"
+    assert row["sparse answer"] == sparse.predictions[key].prediction
+    assert row["dense answer"] == dense.predictions[key].prediction
+    assert row["sparse score"] == row["dense score"] == 0.0
+    assert [[name for name in tracked.artifacts if name.startswith("results")] for tracked in runs] == [[], []]
     assert not Path("wandb").exists()
+    _check_the_run_of_the_sweep(sweep, {arm.id: arm.folder for arm in (sparse, dense)}, runs[0].group)
+
+
+def _check_the_run_of_the_sweep(sweep: Path, folders: dict[str, Path], group: str) -> None:
+    run = read_run(sweep)
+    assert (run.job_type, run.group, run.name) == ("sweep", group, f"{group} sweep")
+    assert {"sweep", "niah"} <= set(run.tags) and run.config["dataset"]["length"] == 512
+    assert (run.summary["finished"], run.summary["failed"], run.exit_code) == (2, 0, 0)
+    table = media(sweep, run, "points")
+    rows = [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]]
+    assert [row["setting"] for row in rows] == ["topk 0.1", "dense"]
+    assert {row["point"] for row in rows} == set(folders)
+    assert rows[0]["bytes"] > 0 and rows[0]["density"] == pytest.approx(0.1, abs=0.01)
+    assert {"verdict", "difference_low", "difference_high", "kl", "decode_ms"} <= set(rows[0])
+    for name in ("density", "pareto-density", "pareto-bytes"):
+        figure = media(sweep, run, name)
+        assert "topk" in [trace["name"] for trace in figure["data"]]
+        assert figure["layout"]["xaxis"]["title"]["text"]
+    (results,) = [name for name, kind in run.artifact_types.items() if kind == "results"]
+    kept = run.artifacts[results]
+    for point, folder in folders.items():
+        for path in ("predictions.jsonl", "scores.jsonl", "metrics.json", "point.json", "provenance.json"):
+            assert kept[f"points/{point}/{path}"].read_bytes() == (folder / path).read_bytes()
+    assert {"sweep/table.md", "sweep/0/job.json", "sweep/1/config.json"} <= set(kept)
+    assert not [path for path in kept if path.endswith((".lock", ".yaml"))]
+    note = json.loads((sweep / "tracking.json").read_text(encoding="utf-8"))
+    assert (note["tracker"], note["group"], note["run"]) == ("wandb", group, run.id)
+    assert note["settings"]["project"] == "sah" and "wandb sync" in note["location"]
 
 
 def test_an_answer_of_one_token_has_no_decode_time() -> None:

@@ -30,7 +30,8 @@ from sah.results.rows import PredictionRow
 from sah.runners.group import Group, RowSink, run_group
 from sah.runners.point import prepare_point
 from sah.runners.session import Session
-from sah.runners.work import ContextWork, GroupSpec, GroupWorker
+from sah.runners.tasks import ContextWork, GroupSpec
+from sah.runners.work import GroupWorker
 from sah.runners.workers.base import Sink
 from sah.runners.workers.create import create_workers
 from sah.runners.workers.losses import Losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -106,19 +106,21 @@ def run_together(cache: Any, lanes: Sequence[Lane], alone: Sequence[Run], *, sam
     ]
     batch = LaneBatch(lanes[0].adapter, cache, prepared)
     seen: list[list[torch.Tensor]] = [[] for _ in lanes]
-    decode = batch._model.next_ids
+    run = batch._model.run
 
     def force(phase: str, chosen: Sequence[int], tokens: Any, starts: Sequence[int], **more: Any) -> Any:
         if same_state:
             for lane, start in zip(chosen, starts, strict=True):
                 _give_state(batch, lane, alone[lane], start)
-        _, logits = decode(phase, chosen, tokens, starts, **more)
-        for lane, row in zip(chosen, logits, strict=True):
+        output = run(phase, chosen, tokens, starts, **more)
+        for lane, row in zip(chosen, output.logits, strict=True):
             seen[lane].append(row.clone())
-        return [alone[lane].answer.token_ids[len(seen[lane]) - 1] for lane in chosen], logits
+        given = [alone[lane].answer.token_ids[len(seen[lane]) - 1] for lane in chosen]
+        logits = torch.zeros_like(output.logits).scatter_(1, torch.tensor(given).view(-1, 1), 1.0)
+        return replace(output, logits=logits)
 
-    batch._model.next_ids = force  # type: ignore[method-assign]
-    answers: dict[int, Answer] = {}
+    batch._model.run = force  # type: ignore[method-assign]
+    answers: dict[int, Any] = {}
     while not batch.is_done:
         answers.update(batch.step())
     return [Run(answers[lane], torch.stack(seen[lane])) for lane in range(len(lanes))]
@@ -130,7 +132,7 @@ def _give_state(batch: LaneBatch, lane: int, alone: Run, count: int) -> None:
         for own, states in zip(layer.own, alone.behind[number], strict=True):
             if not layer.is_sliding:
                 own[lane, :, :count] = states[0, :, :count]
-        for each in batch._settings:
+        for each in batch._prepared.settings:
             if each.states is not None:
                 for meta_data in (each.states.together, *each.states.alone):
                     meta_data.pop(number, None)
@@ -182,7 +184,7 @@ def assert_same_record(alone: Answer, together: Answer, exact: bool = True) -> N
     """Compare what two answers tell of themselves beside the times; densities only if no tie came in between."""
     for name in (
         "text", "token_ids", "stop_reason", "num_question_tokens", "kv_len", "attention_calls", "sparse_layers",
-        "output_error", "output_error_by_layer",
+        "calls_by_layer", "output_error",
     ):  # fmt: skip
         assert getattr(together, name) == getattr(alone, name), name
     assert (together.state_seconds is None) == (alone.state_seconds is None)

@@ -163,6 +163,25 @@ def check(folder: Path) -> str:
     return ""
 
 
+def damaged_file(folder: Path) -> str:
+    """Hash every file of a checkpoint folder and compare it with the manifest, whatever its time.
+
+    Args:
+        folder: The checkpoint folder.
+
+    Returns:
+        What is wrong, or an empty string.
+    """
+    problem = check(folder)
+    if problem:
+        return problem
+    recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    for name, facts in recorded.items():
+        if fetching.sha256_file(folder / name) != facts["sha256"]:
+            return f"{name} has another sha256 than when it was written"
+    return ""
+
+
 def _stat(path: Path) -> dict[str, int]:
     facts = path.stat()
     return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}

@@ -86,7 +86,7 @@ def load_haystack(name: str) -> Haystack:
     """
     if name == "noise":
         return Haystack(name, _NOISE, per_line=len(_NOISE), separator="\n")
-    text = _prose() if name == "prose" else read_essays(fetch_essays())
+    text = python_prose() if name == "prose" else read_essays(fetch_essays())
     return Haystack(name, tuple(_SENTENCE_END.split(text)), per_line=1, separator=" ")
 
 
@@ -101,7 +101,7 @@ def source_version(name: str) -> str:
     """
     if name == "essays":
         return ESSAYS_SHA256[:16]
-    text = _prose() if name == "prose" else " ".join(_NOISE)
+    text = python_prose() if name == "prose" else " ".join(_NOISE)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -147,7 +147,7 @@ def read_essays(wheel: Path) -> str:
 
 
 @cache
-def _prose() -> str:
+def python_prose() -> str:
     """Collect the prose paragraphs of the Python language reference: without code or long sentences."""
     from pydoc_data.topics import topics
 

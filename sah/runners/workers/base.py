@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from sah.runners.work import ContextWork, GroupSpec, Outcome
+from sah.runners.tasks import ContextWork, GroupSpec, Outcome
 
 
 class Sink(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 from sah.errors import StateError
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow
-from sah.runners.work import GroupSpec
+from sah.runners.tasks import GroupSpec
 from sah.runners.workers.messages import Answered
 from sah.runners.workers.shard import ShardReader
 

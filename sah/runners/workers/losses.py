@@ -7,7 +7,8 @@ from collections import Counter
 
 from sah.config.launcher import PREFIX
 from sah.errors import WorkerError
-from sah.runners.work import ContextWork, GroupSpec, failed_row
+from sah.runners.made_rows import failed_fidelity, failed_row
+from sah.runners.tasks import ContextWork, GroupSpec
 from sah.runners.workers.base import Sink
 
 _log = logging.getLogger(__name__)
@@ -71,16 +72,18 @@ class Losses:
         self._deaths[key] += 1
         deaths = self._deaths[key]
         if deaths <= self._retries:
-            left = len(rest.pending)
-            _log.warning("A %s died over context %s; %d answers go to another. %s", self._kind, key, left, reason)
+            left = rest.rows
+            _log.warning("A %s died over context %s; %d rows go to another. %s", self._kind, key, left, reason)
             return rest
         times = "once" if deaths == 1 else f"{deaths} times"
         told = (
             f"A {self._kind} died over this context {times}, as often as {PREFIX}.retries={self._retries} allows. "
             f"{reason}"
         )
-        _log.error("Context %s is given up, %d answers are missing. %s", key, len(rest.pending), told)
+        _log.error("Context %s is given up, %d rows are missing. %s", key, rest.rows, told)
         for number, index in rest.pending:
             row = failed_row(self._spec.settings[number], work.example, index, "model_failed", told)
             self._sink.add(number, row)
+        for number, index in rest.forced:
+            self._sink.add(number, failed_fidelity(work.example, index, told))
         return None

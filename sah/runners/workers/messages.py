@@ -10,8 +10,10 @@ from typing import Any
 
 from sah import errors
 from sah.errors import SahError, StateError
+from sah.results.fidelity import FidelityRow
 from sah.results.rows import PredictionRow, json_line
-from sah.runners.work import ContextWork, GroupWorker, Outcome
+from sah.runners.tasks import ContextWork, Outcome
+from sah.runners.work import GroupWorker
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def encode(message: Message) -> bytes:
         if isinstance(outcome, SahError):
             data: dict[str, Any] = {"error": type(outcome).__name__, "text": str(outcome)}
         else:
-            data = {"row": outcome.to_json()}
+            data = {"fidelity" if isinstance(outcome, FidelityRow) else "row": outcome.to_json()}
         return json_line({"message": "Answered", "setting": message.setting, **data})
     return json_line({"message": type(message).__name__, **vars(message)})
 
@@ -106,6 +108,8 @@ def decode(data: Any) -> Message:
                 return Broken(data["text"])
             case "Answered" if "row" in data:
                 return Answered(data["setting"], PredictionRow.from_json(data["row"]))
+            case "Answered" if "fidelity" in data:
+                return Answered(data["setting"], FidelityRow.from_json(data["fidelity"]))
             case "Answered":
                 known = _error_class(data["error"]) or SahError
                 return Answered(data["setting"], known(data["text"]))

@@ -12,7 +12,8 @@ from typing import Any
 from sah.config.launcher import PREFIX, RayOptions
 from sah.errors import WorkerError, missing_extra
 from sah.runners.session import Session
-from sah.runners.work import ContextWork, GroupSpec, GroupWorker
+from sah.runners.tasks import ContextWork, GroupSpec
+from sah.runners.work import GroupWorker
 from sah.runners.workers.base import Sink
 from sah.runners.workers.losses import Losses
 from sah.runners.workers.messages import Answered, Broken, LogRelay, Started, Told, decode, encode, work_through

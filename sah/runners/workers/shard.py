@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sah.errors import StateError
+from sah.results.fidelity import FidelityRow
 from sah.results.files import LineFile, broken_line, read_json_lines, storage_error
 from sah.results.rows import row_key
 from sah.runners.session import Session
-from sah.runners.work import ContextWork, GroupSpec, GroupWorker
+from sah.runners.tasks import ContextWork, GroupSpec
+from sah.runners.work import GroupWorker
 from sah.runners.workers.messages import Answered, Ended, Message, decode, encode, work_through
 
 POINTS = "points"
@@ -85,15 +87,17 @@ def _answer(spec: GroupSpec, works: Sequence[ContextWork], path: Path) -> None:
 def _untold(works: Sequence[ContextWork], told: Sequence[Message]) -> Iterator[ContextWork]:
     ended = {message.context for message in told if isinstance(message, Ended)}
     answered = {
-        (message.setting, message.outcome.key)
+        (message.setting, message.outcome.key, isinstance(message.outcome, FidelityRow))
         for message in told
         if isinstance(message, Answered) and not isinstance(message.outcome, Exception)
     }
     for work in works:
         key = work.example.key
-        rest = [(number, index) for number, index in work.pending if (number, row_key(key, index)) not in answered]
-        if rest and key not in ended:
-            yield ContextWork(work.example, tuple(rest))
+        rest = work.only(
+            lambda number, index, forced, key=key: (number, row_key(key, index), forced) not in answered  # type: ignore[misc]
+        )
+        if rest is not None and key not in ended:
+            yield rest
 
 
 def _stop(*given: Any) -> NoReturn:

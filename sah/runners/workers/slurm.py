@@ -13,7 +13,7 @@ from sah.errors import WorkerError, missing_extra
 from sah.results.files import storage_error
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow, row_key
-from sah.runners.work import ContextWork, GroupSpec
+from sah.runners.tasks import ContextWork, GroupSpec
 from sah.runners.workers.base import Sink
 from sah.runners.workers.leftovers import find_leftovers
 from sah.runners.workers.losses import Losses

@@ -13,7 +13,7 @@ from typing import Any
 from sah.config.launcher import PREFIX
 from sah.errors import WorkerError
 from sah.results.files import storage_error
-from sah.runners.work import ContextWork, GroupSpec
+from sah.runners.tasks import ContextWork, GroupSpec
 from sah.runners.workers.base import Sink
 from sah.runners.workers.losses import Losses
 from sah.runners.workers.messages import Answered, Begun, Broken, Ended, LogRelay, Message, Started, Told

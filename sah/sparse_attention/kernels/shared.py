@@ -139,13 +139,26 @@ def attend_everything(
     Returns:
         (rows, heads, 1, value_dim) in the queries' dtype.
     """
+    weights = everything_weights(queries, keys, scaling, window=window, sinks=sinks, softcap=softcap)
+    return weigh(weights, values).to(queries.dtype)
+
+
+def everything_weights(
+    queries: torch.Tensor,
+    keys: SharedStates,
+    scaling: float,
+    *,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Return the weights of `attend_everything`, (rows, heads, 1, kv_len), float32; its arguments are the same."""
     logits = cap_logits(call_logits(queries, keys, scaling), softcap)
     allowed = keys.allowed()
     if window is not None:
         places = torch.arange(keys.shape[2], device=keys.device)
         allowed = allowed & (places >= (keys.lengths - window).unsqueeze(-1))[:, None, None]
-    weights = _softmax(torch.where(allowed, logits, float("-inf")), sinks)
-    return weigh(weights, values).to(queries.dtype)
+    return _softmax(torch.where(allowed, logits, float("-inf")), sinks)
 
 
 def attend_dense_mask(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.errors import ConfigError
 from sah.sparse_attention import CausalMaskerConfig, RandomSamplingMaskerConfig, TopKMaskerConfig
-from sah.sparse_attention import output_error as module
 from tests.support.models import CONTEXT, EXECUTION_CONFIGS, QUESTIONS, dense_adapter
 
 executions = pytest.mark.parametrize("execution", EXECUTION_CONFIGS)
@@ -37,10 +37,13 @@ def test_the_error_is_there_and_the_answer_is_the_same(execution: str, recipe: A
     )
     assert looked.output_error is not None and looked.output_error > 0.01
     heads = adapter.model.config.num_attention_heads
-    assert {layer: len(errors) for layer, errors in looked.output_error_by_layer.items()} == dict.fromkeys(
-        range(adapter.num_layers), heads
-    )
-    assert plain.output_error is None and plain.output_error_by_layer == {}
+    shapes = {layer: errors.output_error.shape for layer, errors in looked.attention_errors.items()}
+    assert shapes == dict.fromkeys(range(adapter.num_layers), (heads,))
+    for errors in looked.attention_errors.values():
+        assert errors.queries == looked.num_question_tokens + len(looked.token_ids) - 1
+        assert bool(((errors.mass_recalled > 0) & (errors.mass_recalled < 1)).all())
+        assert bool(((errors.density > 0) & (errors.density < 1)).all())
+    assert plain.output_error is None and plain.attention_errors == {}
 
 
 def test_nothing_is_lost_where_everything_is_kept() -> None:
@@ -48,22 +51,16 @@ def test_nothing_is_lost_where_everything_is_kept() -> None:
 
 
 def test_a_dense_layer_counts_without_an_error() -> None:
-    errors = answered(sparse(dense_layers=[0]), 1.0).output_error_by_layer
-    assert errors[0].max() < 1e-5 < 0.01 < errors[1].mean()
+    errors = answered(sparse(dense_layers=[0]), 1.0).attention_errors
+    assert errors[0].output_error.max() < 1e-5 < 0.01 < errors[1].output_error.mean()
+    assert errors[0].density.tolist() == [1.0] * len(errors[0].density)
+    assert torch.allclose(errors[0].mass_recalled, torch.ones(()))
 
 
-def test_dense_phases_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    add = module.OutputError.add
-
-    def noting(self: module.OutputError, layer_idx: int, output: Any, dense: Any) -> None:
-        widths.append(output.shape[1])
-        add(self, layer_idx, output, dense)
-
-    monkeypatch.setattr(module.OutputError, "add", noting)
+def test_dense_phases_are_not_looked_at() -> None:
     adapter = sparse(phases=["decode"])
     answer = answered(adapter, 1.0)
-    assert widths == [1] * (adapter.num_layers * (len(answer.token_ids) - 1))
+    assert {errors.queries for errors in answer.attention_errors.values()} == {len(answer.token_ids) - 1}
 
 
 def test_a_part_of_the_calls_is_chosen_by_seed_and_question() -> None:

@@ -349,16 +349,25 @@ def test_lanes_may_stand_in_any_order_and_come_twice(talking: Talking) -> None:
     assert_answers(found, [expected[place] for place in order])
 
 
-def test_a_lane_that_is_compared_with_dense_attention_runs_alone(talking: Talking) -> None:
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_a_lane_is_compared_with_dense_attention_as_it_is_alone(talking: Talking, rate: float) -> None:
+    """Query by query the same ones, whether a method works in lanes or takes them one by one."""
     own, cache, lanes, _ = talking
-    compared = [replace(lanes[3], attention_error=1.0), *lanes[3:6]]
-    with widths(own.model) as seen:
-        answers: dict[int, Any] = dict(answer_lanes(own, cache, compared, PLENTY))
-    alone: Any = answered(cache, compared[0])
-    assert max(seen) == 3
-    assert answers[0].output_error == alone.output_error > 0
-    assert answers[0].token_ids == answers[1].token_ids == alone.token_ids
-    assert [answers[number].output_error for number in (1, 2, 3)] == [None] * 3
+    compared = [replace(lane, attention_error=rate) for lane in lanes]
+    answers: dict[int, Any] = dict(answer_lanes(own, cache, [*compared, lanes[3]], PLENTY))
+    sparse = 0
+    for number, lane in enumerate(compared):
+        alone: Any = answered(cache, lane)
+        assert answers[number].token_ids == alone.token_ids
+        found, expected = answers[number].attention_errors, alone.attention_errors
+        assert found.keys() == expected.keys()
+        for layer, errors in expected.items():
+            assert found[layer].queries == errors.queries
+            for name in ("output_error", "mass_recalled", "density"):
+                assert torch.allclose(getattr(found[layer], name), getattr(errors, name), atol=1e-4), (number, name)
+            sparse += 1
+    assert sparse
+    assert answers[len(compared)].output_error is None
 
 
 def test_end_tokens_end_their_lane_alone(talking: Talking) -> None:

@@ -34,6 +34,7 @@ def test_the_default_point(build):
     assert experiment.context_cache_bytes == 4 * 2**30
     assert experiment.threads == 1
     assert experiment.timing is False
+    assert experiment.margin == 0.05
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -166,6 +167,13 @@ def test_generation_limits(build):
     assert generation.limit(None) == 50
     assert generation.limit(7) == 7
     assert build("generation.max_new_tokens=3").generation.limit(7) == 3
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "wide", "null", ".nan"])
+def test_a_margin_is_a_difference_of_scores(build, value):
+    with pytest.raises(ConfigError, match="margin"):
+        build(f"margin={value}")
+    assert build("margin=0").margin == 0.0
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_failures_are_counted_apart_and_never_scored_zero() -> None:
     ]
     scores = {"a:0": {"f1": 1.0}, "a:1": {"f1": 0.5}, "b:0": {"f1": 0.0}}
     summary = summarise(scored_rows(rows, scores))
-    assert summary["scores"] == {"f1": {"mean": 0.75, "count": 2}}
+    assert summary["scores"] == {"f1": {"mean": 0.75, "count": 2, "low": None, "high": None}}
     assert summary["status"] == {"ok": 2, "model_failed": 1, "invalid_input": 1, "score_failed": 1}
     assert (summary["rows"], summary["contexts"]) == (5, 4)
     assert json.loads(json.dumps(summary)) == summary
@@ -65,11 +65,39 @@ def test_comparison_pairs_the_same_questions_only() -> None:
     )
     comparison = compare(dense, sparse)
     f1 = comparison["scores"]["f1"]
-    assert f1 == {"dense": 0.9, "sparse": 0.7, "difference": pytest.approx(-0.2), "pairs": 2}
-    assert comparison["scores"]["em"] == {"dense": 1.0, "sparse": 0.0, "difference": -1.0, "pairs": 1}
+    wanted = {"dense": 0.9, "sparse": 0.7, "difference": pytest.approx(-0.2), "pairs": 2, "contexts": 2}
+    assert {name: f1[name] for name in wanted} == wanted
+    em = comparison["scores"]["em"]
+    wanted = {"dense": 1.0, "sparse": 0.0, "difference": -1.0, "pairs": 1, "low": None, "verdict": "not enough data"}
+    assert {name: em[name] for name in wanted} == wanted
     assert comparison["contexts"] == 2
     assert comparison["unpaired"] == {"dense": 2, "sparse": 2}
     assert json.loads(json.dumps(comparison))["unpaired"] == comparison["unpaired"]
+
+
+def _all(count: int, value: float) -> Any:
+    rows = [_row(f"context {place // 2}", place % 2) for place in range(count)]
+    return scored_rows(rows, {row.key: {"exact_match": value, "log_likelihood": -value} for row in rows})
+
+
+def test_scores_and_their_difference_have_intervals_by_context() -> None:
+    dense, sparse = _all(40, 1.0), _all(40, 0.5)
+    assert summarise(dense)["scores"]["exact_match"] == {
+        "mean": 1.0,
+        "count": 40,
+        "low": pytest.approx(0.025 ** (1 / 20)),
+        "high": 1.0,
+    }
+    comparison = compare(dense, sparse, margin=0.1)
+    match = comparison["scores"]["exact_match"]
+    assert set(match) >= {"low", "high", "confidence", "p_value", "p_tied", "contexts", "margin", "verdict"}
+    assert (match["contexts"], match["pairs"], match["margin"], match["verdict"]) == (20, 40, 0.1, "worse")
+    assert match["low"] < match["difference"] == -0.5 < match["high"] < 0
+    # Nothing is known of the bounds of this one, and equal values then give no interval.
+    assert comparison["scores"]["log_likelihood"]["low"] is None
+    bounded = compare(dense, sparse, bounds=lambda name: (-1.0, 0.0) if name == "log_likelihood" else (0.0, 1.0))
+    assert bounded["scores"]["log_likelihood"]["verdict"] == "better"
+    assert json.loads(json.dumps(comparison)) == comparison
 
 
 def test_nothing_in_common_gives_no_number() -> None:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from sah.report.figures import density_curve, error_curve
 from sah.report.summary import PointSummary, summarise_point
 from sah.report.table import COLUMNS, OUTPUT_ERROR, cells, markdown_table, speed_note
+from sah.report.verdicts import correct_points, correction_note, sentence
 
 POINT = PointSummary(
     label="topk",
@@ -49,6 +50,17 @@ def test_what_was_not_measured_is_a_dash() -> None:
     shown = dict(zip(COLUMNS, cells(dense), strict=True))
     assert shown["sparse in"] == shown["sparse"] == shown["difference"] == shown["density requested"] == "-"
     assert shown["decode ms a token dense / sparse"] == "60.0 / -"
+
+
+def test_a_difference_has_its_interval_and_its_verdict_beside_it() -> None:
+    judged = dataclasses.replace(POINT, low=-0.4567, high=0.049, verdict="not enough data")
+    shown = dict(zip(COLUMNS, cells(judged), strict=True))
+    assert shown["difference"] == "-0.250 [-0.46, +0.05]" and shown["verdict"] == "not enough data"
+    corrected = dataclasses.replace(judged, verdict="worse", verdict_corrected="not enough data")
+    assert dict(zip(COLUMNS, cells(corrected), strict=True))["verdict"] == "not enough data"
+    assert dict(zip(COLUMNS, cells(POINT), strict=True))["verdict"] == "-"
+    row = markdown_table([judged]).splitlines()[-1]
+    assert "| -0.250 [-0.46, +0.05] | not enough data |" in row
 
 
 def test_no_speed_up_is_said_plainly() -> None:
@@ -122,7 +134,25 @@ def test_summary_of_a_dense_point() -> None:
     assert summary.sparse_in is None
     assert (summary.dense, summary.sparse, summary.questions, summary.failed) == (0.5, None, 2, 1)
     assert summary.prefill_seconds is None and summary.question_ms == (200.0, None)
+    assert (summary.verdict, summary.contexts, summary.dense_range) == (None, None, (None, None))
     assert summary.decode_speed_up is None
+
+
+def test_metrics_of_a_version_without_intervals_still_read() -> None:
+    old = {
+        "metrics": ["exact_match"],
+        "label": "topk",
+        "phases": ["decode"],
+        "dense_layers": "",
+        "dense": ARM,
+        "sparse": ARM,
+        "comparison": {"scores": {"exact_match": {"dense": 0.5, "sparse": 0.5, "difference": 0.0, "pairs": 2}}},
+    }
+    summary = summarise_point(old)
+    assert summary.difference == 0.0
+    assert [summary.low, summary.p_value, summary.verdict, summary.shown_verdict, summary.contexts] == [None] * 5
+    assert "without an interval" in sentence(summary)
+    assert correct_points([summary]) == [summary] and correction_note([summary]) == ""
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

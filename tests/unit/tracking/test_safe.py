@@ -12,6 +12,7 @@ from sah.tracking.base import RunInfo, Tracker
 from sah.tracking.none import NoTracker
 from sah.tracking.safe import SafeTracker
 
+LOGGED = ["log_summary", "log_metrics", "log_table", "log_figure", "log_artifact"]
 INFO = RunInfo("id", "name", Path("unused"))
 
 
@@ -41,6 +42,15 @@ class Recording:
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._note("log_table")
 
+    def log_metrics(self, values: Mapping[str, float], axis: str | None = None) -> None:
+        self._note("log_metrics")
+
+    def log_figure(self, name: str, figure: Mapping[str, Any]) -> None:
+        self._note("log_figure")
+
+    def log_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        self._note("log_artifact")
+
     def finish(self, failed: bool = False) -> None:
         self._note(f"finish {failed}")
 
@@ -48,7 +58,10 @@ class Recording:
 def _use(tracker: Tracker) -> None:
     tracker.start(INFO)
     tracker.log_summary({"a": 1})
+    tracker.log_metrics({"a": 1.0}, "a")
     tracker.log_table("t", ["a"], [[1]])
+    tracker.log_figure("f", {"data": [], "layout": {}})
+    tracker.log_artifact("a", {})
     tracker.finish()
     tracker.finish()
 
@@ -57,7 +70,7 @@ def test_calls_are_passed_on() -> None:
     inner = Recording()
     tracker = SafeTracker("fake", lambda: inner)
     _use(tracker)
-    assert inner.calls == ["start", "log_summary", "log_table", "finish False"]
+    assert inner.calls == ["start", *LOGGED, "finish False"]
     assert tracker.failure is None and tracker.location == "somewhere"
 
 
@@ -65,9 +78,8 @@ def test_calls_are_passed_on() -> None:
     ("fails_at", "calls"),
     [
         ("start", ["start", "finish True"]),
-        ("log_summary", ["start", "log_summary", "finish True"]),
-        ("log_table", ["start", "log_summary", "log_table", "finish True"]),
-        ("finish", ["start", "log_summary", "log_table", "finish False"]),
+        *((call, ["start", *LOGGED[: place + 1], "finish True"]) for place, call in enumerate(LOGGED)),
+        ("finish", ["start", *LOGGED, "finish False"]),
     ],
 )
 def test_a_failure_is_one_warning_and_ends_tracking_only(
@@ -90,6 +102,22 @@ def test_a_tracker_that_cannot_even_be_built(caplog: pytest.LogCaptureFixture) -
     tracker = SafeTracker("wandb", build)
     _use(tracker)
     assert tracker.failure and "pip install" in tracker.failure and len(caplog.records) == 1
+
+
+def test_what_fails_before_the_tracker_hears_it_ends_tracking_only(caplog: pytest.LogCaptureFixture) -> None:
+    def action(told: Tracker) -> None:
+        told.log_summary({"a": 1})
+        raise KeyError("figure")
+
+    inner = Recording()
+    tracker = SafeTracker("fake", lambda: inner)
+    tracker.tell(action)
+    assert inner.calls == [], "nothing is told before the start"
+    tracker.start(INFO)
+    tracker.tell(action)
+    tracker.tell(action)
+    assert inner.calls == ["start", "log_summary", "finish True"] and len(caplog.records) == 1
+    assert tracker.failure == "tell: KeyError: 'figure'"
 
 
 def test_an_interrupt_is_passed_on() -> None:

@@ -17,8 +17,8 @@ from sah.sparse_attention import (
     SinkMaskerConfig,
     TopPMaskerConfig,
 )
-from sah.sparse_attention import output_error as module
-from sah.sparse_attention.output_error import OUTPUT_ERROR_KEY, OutputError
+from sah.sparse_attention import attention_errors as module
+from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, AttentionErrors
 from tests.support.attention import (
     BF16,
     EXECUTIONS,
@@ -58,17 +58,17 @@ def test_the_error_is_the_relative_distance_of_each_head_from_dense_attention(sh
     """With the model's learned sinks and soft cap in both, where it has them."""
     inputs = make_inputs(shape)
     for passed_on in ({}, {"s_aux": SINKS}, {"softcap": 1.5}):
-        recorder, expected = OutputError(1.0), []
+        recorder, expected = AttentionErrors(1.0), []
         for layer in (4, 1, 4):
             output = attend(
-                EXECUTIONS[execution](recipe()), inputs, {OUTPUT_ERROR_KEY: recorder}, layer_idx=layer, **passed_on
+                EXECUTIONS[execution](recipe()), inputs, {ATTENTION_ERRORS_KEY: recorder}, layer_idx=layer, **passed_on
             )
             expected.append(errors_of(output, inputs, **passed_on))
         found = recorder.by_layer()
         assert list(found) == [1, 4]
         tolerance = 1e-4 if shape.dtype is F32 else 0.02
         for errors in found.values():
-            assert torch.allclose(errors.double(), expected[0].mean(0), rtol=tolerance)
+            assert torch.allclose(errors.output_error.double(), expected[0].mean(0), rtol=tolerance)
         assert recorder.mean() == pytest.approx(float(torch.cat(expected).mean()), rel=tolerance)
         assert recorder.mean() > 0.1
 
@@ -77,8 +77,8 @@ def test_the_error_is_the_relative_distance_of_each_head_from_dense_attention(sh
 def test_dense_attention_has_no_error(execution: str) -> None:
     for q_len in (1, 3):
         inputs = make_inputs(Shape(3, q_len, True, F32, 40))
-        recorder = OutputError(1.0)
-        meta = {OUTPUT_ERROR_KEY: recorder}
+        recorder = AttentionErrors(1.0)
+        meta = {ATTENTION_ERRORS_KEY: recorder}
         attend(EXECUTIONS[execution]([CausalMaskerConfig()]), inputs, meta, s_aux=SINKS)
         assert recorder.mean() < 1e-6
 
@@ -87,13 +87,13 @@ def test_dense_attention_has_no_error(execution: str) -> None:
 def test_queries_that_read_nothing_are_left_out(execution: str) -> None:
     inputs = make_inputs(Shape(2, 12, False, F32, 12), batch=1)
     inputs.allowed[..., :4] = False
-    recorder = OutputError(1.0)
-    output = attend(EXECUTIONS[execution]([LocalMaskerConfig(window_size=2)]), inputs, {OUTPUT_ERROR_KEY: recorder})
+    recorder = AttentionErrors(1.0)
+    output = attend(EXECUTIONS[execution]([LocalMaskerConfig(window_size=2)]), inputs, {ATTENTION_ERRORS_KEY: recorder})
     expected = errors_of(output, inputs)
     assert expected.shape == (8, 4)
     assert recorder.mean() == pytest.approx(float(expected.mean()), rel=1e-4)
     inputs.allowed[:] = False
-    attend(EXECUTIONS[execution]([CausalMaskerConfig()]), inputs, {OUTPUT_ERROR_KEY: recorder}, layer_idx=3)
+    attend(EXECUTIONS[execution]([CausalMaskerConfig()]), inputs, {ATTENTION_ERRORS_KEY: recorder}, layer_idx=3)
     assert list(recorder.by_layer()) == [0]
 
 
@@ -101,22 +101,24 @@ def test_queries_that_read_nothing_are_left_out(execution: str) -> None:
 def test_being_looked_at_changes_nothing(execution: str) -> None:
     inputs = make_inputs(Shape(3, 1, False, BF16, 40))
     plain = attend(EXECUTIONS[execution](recipe()), inputs)
-    assert torch.equal(attend(EXECUTIONS[execution](recipe()), inputs, {OUTPUT_ERROR_KEY: OutputError(1.0)}), plain)
+    assert torch.equal(
+        attend(EXECUTIONS[execution](recipe()), inputs, {ATTENTION_ERRORS_KEY: AttentionErrors(1.0)}), plain
+    )
 
 
-def chosen(recorder: OutputError, calls: int = 400) -> list[bool]:
-    return [recorder.wants_next() for _ in range(calls)]
+def chosen(recorder: AttentionErrors, calls: int = 400) -> list[bool]:
+    return recorder.choose(0, calls).tolist()
 
 
 def test_calls_are_chosen_by_seed_and_lane_alone() -> None:
-    assert chosen(OutputError(0.3, 1, "a")) == chosen(OutputError(0.3, 1, "a"))
-    others = [chosen(OutputError(0.3, seed, lane)) for seed, lane in [(1, "a"), (2, "a"), (1, "b"), (1, "")]]
+    assert chosen(AttentionErrors(0.3, 1, "a")) == chosen(AttentionErrors(0.3, 1, "a"))
+    others = [chosen(AttentionErrors(0.3, seed, lane)) for seed, lane in [(1, "a"), (2, "a"), (1, "b"), (1, "")]]
     assert len({tuple(choice) for choice in others}) == 4
     assert 90 < sum(others[0]) < 150
-    few, many = chosen(OutputError(0.1, 5)), chosen(OutputError(0.6, 5))
+    few, many = chosen(AttentionErrors(0.1, 5)), chosen(AttentionErrors(0.6, 5))
     assert all(m >= f for f, m in zip(few, many, strict=True)), "a larger share looks at the same calls and more"
-    assert chosen(OutputError(1.0)) == [True] * 400
-    assert chosen(OutputError(0.0)) == [False] * 400
+    assert chosen(AttentionErrors(1.0)) == [True] * 400
+    assert chosen(AttentionErrors(0.0)) == [False] * 400
 
 
 @executions
@@ -125,15 +127,15 @@ def test_the_choice_is_made_before_the_reference_is_computed(
     execution: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not looked at costs nothing, and what is computed has no say in what is looked at."""
-    wanted = chosen(OutputError(0.4, 7, "lane"), 30)
+    wanted = chosen(AttentionErrors(0.4, 7, "lane"), 30)
     assert 5 < sum(wanted) < 25
     dense, references = module.masked_attention, []
     monkeypatch.setattr(module, "masked_attention", lambda *x, **more: references.append(call) or dense(*x, **more))
-    recorder, attention = OutputError(0.4, 7, "lane"), EXECUTIONS[execution](recipe())
+    recorder, attention = AttentionErrors(0.4, 7, "lane"), EXECUTIONS[execution](recipe())
     for call in range(30):
-        attend(attention, make_inputs(Shape(2, 1, False, F32, 20), seed=seed + call), {OUTPUT_ERROR_KEY: recorder})
+        attend(attention, make_inputs(Shape(2, 1, False, F32, 20), seed=seed + call), {ATTENTION_ERRORS_KEY: recorder})
     assert references == [number for number, want in enumerate(wanted) if want]
-    assert torch.cat(recorder._errors[0]).shape == (2 * sum(wanted), 4)
+    assert recorder.by_layer()[0].queries == 2 * sum(wanted)
 
 
 def test_without_a_recorder_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +143,16 @@ def test_without_a_recorder_nothing_is_compared(monkeypatch: pytest.MonkeyPatch)
     inputs = make_inputs(Shape(2, 1, False, F32, 20))
     for make in EXECUTIONS.values():
         attend(make(recipe()), inputs)
-        attend(make(recipe()), inputs, {OUTPUT_ERROR_KEY: OutputError(0.0)})
+        attend(make(recipe()), inputs, {ATTENTION_ERRORS_KEY: AttentionErrors(0.0)})
 
 
 def test_nothing_looked_at_is_none_not_zero() -> None:
-    assert OutputError(0.5).mean() is None
-    assert OutputError(0.5).by_layer() == {}
+    assert AttentionErrors(0.5).mean() is None
+    assert AttentionErrors(0.5).by_layer() == {}
 
 
 def test_the_mean_is_over_heads_queries_and_layers() -> None:
-    recorder = OutputError(1.0)
+    recorder = AttentionErrors(1.0)
     dense = torch.ones(1, 2, 2, 4)
     recorder.add(0, dense * torch.tensor([1.0, 1.5]).view(1, 1, 2, 1), dense)
     recorder.add(3, dense[:, :1] * 2, dense[:, :1])
@@ -159,16 +161,16 @@ def test_the_mean_is_over_heads_queries_and_layers() -> None:
 
 
 def test_a_dense_output_of_nothing_gives_a_number() -> None:
-    recorder = OutputError(1.0)
+    recorder = AttentionErrors(1.0)
     recorder.add(0, torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     assert recorder.mean() == 0
 
 
 def test_a_dense_layer_has_no_error() -> None:
-    inputs, recorder = make_inputs(Shape(3, 1, False, F32, 40)), OutputError(1.0)
+    inputs, recorder = make_inputs(Shape(3, 1, False, F32, 40)), AttentionErrors(1.0)
     attention = EfficientAttention(EfficientAttentionConfig(recipe(), dense_layers=[0]))
     for layer in range(2):
-        attend(attention, inputs, {OUTPUT_ERROR_KEY: recorder}, layer_idx=layer)
+        attend(attention, inputs, {ATTENTION_ERRORS_KEY: recorder}, layer_idx=layer)
     errors = recorder.by_layer()
     assert errors[0].max() < 1e-6 < 0.05 < errors[1].min()
 
@@ -177,10 +179,10 @@ def test_better_masks_have_smaller_errors() -> None:
     """A check of the figure itself: oracle top-p with more mass is nearer to dense."""
     inputs, errors = make_inputs(Shape(3, 1, False, F32, 300)), []
     for top_p in (0.2, 0.6, 0.95):
-        recorder = OutputError(1.0)
+        recorder = AttentionErrors(1.0)
         attention = efficient([TopPMaskerConfig(top_p=top_p)])
         assert_near(
-            attend(attention, inputs, {OUTPUT_ERROR_KEY: recorder}),
+            attend(attention, inputs, {ATTENTION_ERRORS_KEY: recorder}),
             naive_attention(inputs, inclusion_of(research([TopPMaskerConfig(top_p=top_p)]), inputs)),
         )
         errors.append(recorder.mean())
@@ -190,4 +192,45 @@ def test_better_masks_have_smaller_errors() -> None:
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan, "0.5", None, [0.1]])
 def test_a_rate_that_is_no_share_is_refused(rate: Any) -> None:
     with pytest.raises(ConfigError, match="attention_error"):
-        OutputError(rate)
+        AttentionErrors(rate)
+
+
+@executions
+def test_mass_and_density_are_those_of_the_keys_read(execution: str) -> None:
+    inputs = make_inputs(Shape(3, 5, True, F32, 33))
+    for passed_on in ({}, {"s_aux": SINKS}, {"softcap": 1.5}):
+        recorder = AttentionErrors(1.0)
+        attend(EXECUTIONS[execution](recipe()), inputs, {ATTENTION_ERRORS_KEY: recorder}, **passed_on)
+        everything = inputs.allowed.float().expand(*inputs.queries.shape[:3], -1)
+        read = inclusion_of(recipe(), inputs) * everything
+        shares = read.sum(-1) / everything.sum(-1).clamp(min=1)
+        reads = inputs.allowed.any(-1).any(1)
+        found = recorder.by_layer()[0]
+        assert torch.allclose(found.density, shares.transpose(1, 2)[reads].mean(0), atol=1e-5)
+        kept = naive_mass(inputs, everything, read, **passed_on)
+        assert torch.allclose(found.mass_recalled.double(), kept.transpose(1, 2)[reads].mean(0), atol=1e-4)
+
+
+def naive_mass(inputs: Inputs, everything: torch.Tensor, read: torch.Tensor, **passed_on: Any) -> torch.Tensor:
+    """Softmax mass of the keys read and of the learned sink, (batch, heads, q_len), in double precision."""
+    group = inputs.queries.shape[1] // inputs.keys.shape[1]
+    keys = inputs.keys.double().repeat_interleave(group, dim=1)
+    logits = inputs.queries.double() @ keys.transpose(-1, -2) * inputs.scaling
+    if "softcap" in passed_on:
+        logits = passed_on["softcap"] * torch.tanh(logits / passed_on["softcap"])
+    logits = logits.masked_fill(everything == 0, float("-inf"))
+    if "s_aux" in passed_on:
+        sinks = passed_on["s_aux"].double().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, sinks], dim=-1)
+        read = torch.cat([read, torch.ones_like(read[..., :1])], dim=-1)
+    return (torch.softmax(logits, dim=-1).nan_to_num() * read).sum(-1)
+
+
+def test_the_choice_does_not_depend_on_how_queries_are_cut() -> None:
+    whole = AttentionErrors(0.3, 1, "a").choose(2, 50).tolist()
+    parted = AttentionErrors(0.3, 1, "a")
+    parts = []
+    for count in (1, 20, 0, 29):
+        parted.choose(5, 7)
+        parts += parted.choose(2, count).tolist()
+    assert parts == whole

@@ -1,0 +1,1 @@
+"""Long prose, whose likelihood behind a context is measured."""

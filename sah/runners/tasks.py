@@ -1,0 +1,81 @@
+"""What a worker is given and gives back. Can be sent to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sah.config.experiment import Experiment
+from sah.data.example import Example
+from sah.errors import SahError
+from sah.results.fidelity import FidelityRow
+from sah.results.rows import PredictionRow
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One arm as a worker needs it."""
+
+    point_id: str
+    label: str
+    experiment: Experiment
+    dense: bool
+    """Whether it is the dense baseline, whatever recipe the experiment holds."""
+
+    requested_density: float | None
+
+    reference: int | None = None
+    """Number of the dense setting that this one is compared with; None for a dense one."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What the contexts of a group have in common. Can be sent to another process."""
+
+    settings: tuple[Setting, ...]
+    context_group: str
+    """Names the model and the prefill, on which prefilled contexts depend."""
+
+    run: str
+    """Id of the run, noted with its rows."""
+
+    model: Mapping[str, Any]
+    """Identity of the planned model, part of the points' ids: a worker with another one must not answer."""
+
+
+@dataclass(frozen=True)
+class ContextWork:
+    """What is still to do over one context. Can be sent to another process."""
+
+    example: Example
+    pending: tuple[tuple[int, int], ...]
+    """Questions without an answer: (number of the setting, number of the question), settings in order."""
+
+    forced: tuple[tuple[int, int], ...] = ()
+    """Questions whose dense answer a sparse setting has still to read, likewise."""
+
+    dense_ids: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    """Ids of dense answers that are there already, by dense setting and question."""
+
+    @property
+    def rows(self) -> int:
+        """Rows to make."""
+        return len(self.pending) + len(self.forced)
+
+    def only(self, keep: Callable[[int, int, bool], bool]) -> ContextWork | None:
+        """Keep a part of the work.
+
+        Args:
+            keep: Tells by setting, question and whether it is a forced one.
+
+        Returns:
+            The part; None if nothing is left.
+        """
+        pending = tuple(place for place in self.pending if keep(*place, False))
+        forced = tuple(place for place in self.forced if keep(*place, True))
+        return replace(self, pending=pending, forced=forced) if pending or forced else None
+
+
+Outcome = PredictionRow | FidelityRow | SahError
+"""A row, or the error that ends its setting: its other questions over this context have no row then."""

@@ -1,0 +1,132 @@
+"""What a group of points shows beside its table: scores over density, errors over layers, fidelity to dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from sah.report.curves import dense_band, density_curves, fidelity, main_metric, method_labels
+from sah.report.grids import layer_head
+from sah.report.load import ReportPoint
+from sah.terminal.screen import grid, interval, resampled, show_columns, show_line, show_title, sparkline
+
+_MOST_BLOCKS = 60
+_MOST_LINES = 24
+"""Lines of one kind that are shown; the point table holds all points."""
+
+_FIDELITY = {"kl": ("KL, nats a token", 4), "top1_agreement": ("same first token", 3)}
+_LIKELIHOOD = {"log_likelihood_difference": ("log-likelihood of dense's answer, sparse - dense", 4)}
+
+
+def show_curves(points: Sequence[ReportPoint], target: Console) -> None:
+    """Draw the score over measured density, one line a method, all on one scale with the dense score.
+
+    Args:
+        points: Of one group.
+        target: Where to.
+    """
+    curves = [curve for curve in density_curves(points) if len(curve.points) > 1]
+    if not curves:
+        return
+    dense = dense_band(points)
+    scores = [point.y for curve in curves for point in curve.points] + ([] if dense is None else [dense.value])
+    low, high = min(scores), max(scores)
+    show_title(target, f"{main_metric(points)} by rising density, heights from {low:.3f} to {high:.3f}")
+    lines = []
+    for curve in curves[:_MOST_LINES]:
+        values = resampled([point.y for point in curve.points], _MOST_BLOCKS)
+        ends = f"{curve.points[0].y:.3f} to {curve.points[-1].y:.3f}"
+        densities = ", ".join(_short(point.x) for point in curve.points[:_MOST_BLOCKS])
+        lines.append((curve.label, sparkline(values, low, high), ends, f"at {densities}"))
+    if dense is not None:
+        lines.append(("dense", sparkline([dense.value], low, high), interval(dense.value, dense.low, dense.high), ""))
+    show_columns(target, lines)
+    _say_rest(len(curves), target)
+
+
+def show_layers(points: Sequence[ReportPoint], target: Console) -> None:
+    """Draw the relative output error of attention over layers, the mean of each layer's heads, one line a point.
+
+    Args:
+        points: Of one group; those in which it was not measured are left out.
+        target: Where to.
+    """
+    profiles = [(name, found) for name, point in _named(points) if (found := layer_errors(point))]
+    if not profiles:
+        return
+    known = [value for _, profile in profiles for value in profile.values() if value is not None]
+    low, high = min(known), max(known)
+    show_title(target, f"output error of attention over layers, heights from {low:.4f} to {high:.4f}")
+    lines = []
+    for name, profile in profiles[:_MOST_LINES]:
+        layer, worst = max(((layer, value or 0.0) for layer, value in profile.items()), key=lambda pair: pair[1])
+        blocks = sparkline(resampled(list(profile.values()), _MOST_BLOCKS), low, high)
+        first, last = next(iter(profile)), list(profile)[-1]
+        lines.append((name, blocks, f"layers {first} to {last}", f"largest {worst:.4f} in layer {layer}"))
+    show_columns(target, lines)
+    _say_rest(len(profiles), target)
+
+
+def layer_errors(point: ReportPoint) -> dict[str, float | None]:
+    """Average the output error over the heads of each layer.
+
+    Args:
+        point: A point.
+
+    Returns:
+        Layer to mean error, None where no row was sampled; empty where it was not measured at all.
+    """
+    errors = layer_head(point, "output_error")
+    if errors is None:
+        return {}
+    means: dict[str, float | None] = {}
+    for layer, row in zip(errors.y, errors.cells, strict=True):
+        known = [value for value in row if value is not None]
+        means[layer] = sum(known) / len(known) if known else None
+    return means
+
+
+def show_fidelity(points: Sequence[ReportPoint], target: Console) -> None:
+    """Print how near each point's next tokens are to dense's on dense's own answers, with intervals.
+
+    Args:
+        points: Of one group; nothing is printed where it was measured in none.
+        target: Where to.
+    """
+    columns = _FIDELITY | _LIKELIHOOD
+    lines = []
+    for name, point in _named(points):
+        read = {key: fidelity(point, key) for key in columns}
+        if any(value is not None for value, _, _ in read.values()):
+            cells = [interval(*read[key], digits, sign=key in _LIKELIHOOD) for key, (_, digits) in columns.items()]
+            lines.append([name, *cells, _tokens(point)])
+    if lines:
+        show_title(target, "Fidelity to dense, next tokens compared along dense's own answers")
+        target.print(grid(["setting", *(title for title, _ in columns.values()), "tokens"], lines))
+
+
+def _named(points: Sequence[ReportPoint]) -> list[tuple[str, ReportPoint]]:
+    """Name the sparse points of a group so that their names differ where phases or dense layers do."""
+    named = []
+    for label, point in zip(method_labels(points), points, strict=True):
+        density = point.summary.density_requested
+        if not point.is_dense:
+            named.append((label if density is None else f"{label} {density:g}", point))
+    return named
+
+
+def _tokens(point: ReportPoint) -> str:
+    sparse = point.metrics.get("sparse")
+    stored = sparse.get("fidelity") if isinstance(sparse, Mapping) else None
+    tokens = stored.get("tokens") if isinstance(stored, Mapping) else None
+    return "-" if tokens is None else f"{tokens:,}"
+
+
+def _say_rest(count: int, target: Console) -> None:
+    if count > _MOST_LINES:
+        show_line(target, f"  and {count - _MOST_LINES} more")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
