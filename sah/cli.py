@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import runpy
 import sys
 
 from sah.config.values import closest
@@ -30,8 +29,10 @@ def main() -> None:
     if arguments and arguments[0] in TERMINAL_COMMANDS:
         raise SystemExit(run_terminal(arguments[0], arguments[1:]))
     if arguments and arguments[0] == "report":
-        sys.argv = [f"{program} report", *arguments[1:]]
-        runpy.run_module("sah.report", run_name="__main__", alter_sys=True)
+        from sah.report.__main__ import main as report
+
+        sys.argv = [program, *arguments[1:]]
+        report()
         return
     if arguments and arguments[0] == "plan":
         from sah.plan import main as plan

@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
@@ -57,6 +60,7 @@ class Diagnoser:
     def __init__(self, loader: ConfigLoaderImpl, mode: RunMode) -> None:
         self._loader = loader
         self._mode = mode
+        self._files: dict[tuple[str, ...], CachingConfigRepository] = {}
         self._bases: dict[tuple[str, ...], tuple[Diagnosis, frozenset[str]]] = {}
 
     def compose(self, overrides: Sequence[str]) -> Diagnosis:
@@ -72,7 +76,7 @@ class Diagnoser:
         right: list[str] = []
         for text in overrides:
             try:
-                OverridesParser.create().parse_override(text)
+                parsed(text)
                 check_choices([text])
                 right.append(text)
             except ConfigError as error:
@@ -87,7 +91,7 @@ class Diagnoser:
         config = copy.deepcopy(base.config)
         kept = list(base.kept)
         for text in values:
-            override = OverridesParser.create().parse_override(text)
+            override = parsed(text)
             if any(override.key_or_group.startswith(f"{key}.") for key in dropped):
                 continue  # of a masker that does not exist, which is told already
             try:
@@ -123,12 +127,14 @@ class Diagnoser:
 
     def _split(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         """Tell choices of groups from values. Where files are looked for is decided by Hydra's own overrides."""
-        search = [text for text in overrides if text.partition("=")[0] == "hydra.searchpath"]
-        _, files = self._loader._parse_overrides_and_create_caching_repo(_CONFIG, search)
+        search = tuple(text for text in overrides if text.partition("=")[0] == "hydra.searchpath")
+        if search not in self._files:
+            _, self._files[search] = self._loader._parse_overrides_and_create_caching_repo(_CONFIG, list(search))
+        files = self._files[search]
         choices: list[str] = []
         values: list[str] = []
         for text in overrides:
-            override = OverridesParser.create().parse_override(text)
+            override = parsed(text)
             is_choice = files.group_exists(override.key_or_group) or text in search
             (choices if is_choice else values).append(text)
         return choices, values
@@ -168,6 +174,22 @@ class Diagnoser:
             if not isinstance(other, Exception) or str(other) != str(error):
                 return rest
         return None
+
+
+def parsed(text: str, loader: ConfigLoader | None = None) -> Override:
+    """Parse one override.
+
+    Args:
+        text: As on the command line.
+        loader: Hydra's config loader, which globs such as `masker=glob(*)` look options up with.
+
+    Returns:
+        The override.
+
+    Raises:
+        HydraException: If it cannot be read; it names the override.
+    """
+    return OverridesParser.create(config_loader=loader).parse_overrides([text])[0]
 
 
 def _mended(error: Exception, choices: Sequence[str], dropped: set[str]) -> list[str] | None:

@@ -108,6 +108,9 @@ class ExperimentConfig(ValidatedConfig):
     timing: bool = False
     """Whether the decoding of the first examples is timed after the rows; changes no row."""
 
+    report: bool = True
+    """Whether a sweep ends with a page of its results (`python -m sah.report`); a point itself does not read it."""
+
     def validate(self) -> None:
         """Check the values that stand at the root.
 

@@ -78,6 +78,8 @@ def summarise_fidelity(rows: Sequence[TextRow]) -> dict[str, Any] | None:
     contexts = [row.example_key for row in known]
 
     def entry(values: Sequence[float], bounds: Bounds | None) -> dict[str, float | None]:
+        if not values:
+            return {"mean": None, "low": None, "high": None}
         found = mean_interval(values, contexts, bounds)
         return {"mean": found.mean, "low": found.low, "high": found.high}
 

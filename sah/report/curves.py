@@ -250,8 +250,8 @@ def time_split(points: Sequence[ReportPoint]) -> list[TimeSplit]:
     """Lay times out in parts, the dense baseline first.
 
     Args:
-        points: Of one group. Prefill is left out, which all points share; see `prefill_seconds`. So are older points whose
-            attention was compared with dense attention while they answered, since their times hold that.
+        points: Of one group. Prefill is left out, which all points share; see `prefill_seconds`. So are older points
+            whose attention was compared with dense attention while they answered, since their times hold that.
 
     Returns:
         The kinds of times that were measured.

@@ -16,9 +16,9 @@ from typing import Any
 
 from sah.errors import ConfigError, StateError
 from sah.report import page_table
-from sah.report.figures import draw_plot, drawing
 from sah.report.load import ReportData
 from sah.report.page_data import Section, index, point_file, sections
+from sah.report.pictures import FORMATS, draw_plot, drawing
 from sah.report.plot_files import Cell, plot_lines, write_csv
 from sah.report.verdict_lines import judged, verdict_word
 from sah.results.rows import plain_json
@@ -79,19 +79,20 @@ def _figures(parts: list[Section], folder: Path) -> tuple[Files, list[str]]:
     """Write the files of all figures and tables; returns them, and notes on those that could not be made."""
     files: Files = {}
     notes: list[str] = []
+    formats: tuple[str, ...] = ()
     drawn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     try:
         drawn = drawing()
-        formats: tuple[str, ...] = ("png", "svg")
+        formats = FORMATS
     except ConfigError as error:
         notes.append(f"The figures are on this page and as CSV files, but not as PNG and SVG files. {error}")
-        formats = ()
     with drawn:
         for part in parts:
             for plot in (*part.plots, *part.head_plots):
                 stem = folder / f"{part.slug}-{plot.slug}"
                 write_csv(stem.with_suffix(".csv"), plot_lines(plot))
-                draw_plot(plot, [stem.with_suffix(f".{kind}") for kind in formats])
+                if formats:
+                    draw_plot(plot, stem)
                 files[part.slug, plot.slug] = {kind: f"figures/{stem.name}.{kind}" for kind in (*formats, "csv")}
             if not part.needles:
                 write_csv(folder / f"{part.slug}-points.csv", _table_lines(part))

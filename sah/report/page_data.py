@@ -55,9 +55,10 @@ def sections(data: ReportData) -> list[Section]:
         places = tuple(place[id(point)] for point in ordered)
         found.append(Section(f"g{number}", title, named, places, tuple(plots), tuple(head_plots(named)), False))
     for number, (title, points) in enumerate(families.values(), start=1):
-        plots = _needles(points)
+        named = tuple(_named(point, label) for point, label in zip(points, short_labels(points), strict=True))
+        plots = _needles(named)
         if plots:
-            found.append(Section(f"n{number}", f"{title}, all lengths", tuple(points), (), tuple(plots), (), True))
+            found.append(Section(f"n{number}", f"{title}, all lengths", named, (), tuple(plots), (), True))
     return found
 
 

@@ -9,7 +9,7 @@ from sah.report.plots import BarPlot, GridPlot, LinePlot, Plot
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)."""
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "pentagon")
 _GREY = "#707070"
 
 
@@ -42,7 +42,7 @@ def _layout(plot: Plot, **more: Any) -> dict[str, Any]:
 
 
 def _lines(plot: LinePlot) -> dict[str, Any]:
-    traces = [_curve(curve, index, plot.joined) for index, curve in enumerate(plot.series)]
+    traces = [_curve(curve, style, plot.joined) for curve, style in zip(plot.series, plot.styles, strict=True)]
     if plot.front:
         step = {"shape": "hv", "color": _GREY, "dash": "dot"}
         x, y = ([corner[place] for corner in plot.front] for place in (0, 1))
@@ -68,8 +68,10 @@ def _lines(plot: LinePlot) -> dict[str, Any]:
     return {"data": traces, "layout": layout}
 
 
-def _curve(curve: Curve, index: int, joined: bool) -> dict[str, Any]:
-    again = index // len(COLOURS)
+def _curve(curve: Curve, style: int, joined: bool) -> dict[str, Any]:
+    again = max(0, style) // len(COLOURS)
+    colour = _GREY if style < 0 else COLOURS[style % len(COLOURS)]
+    symbol = "star" if style < 0 else _SYMBOLS[(style + again) % len(_SYMBOLS)]
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if joined else "markers",
@@ -77,8 +79,8 @@ def _curve(curve: Curve, index: int, joined: bool) -> dict[str, Any]:
         "x": [point.x for point in curve.points],
         "y": [point.y for point in curve.points],
         "text": [point.name for point in curve.points],
-        "line": {"color": COLOURS[index % len(COLOURS)], "dash": ("solid", "dash", "dot")[again % 3]},
-        "marker": {"symbol": _SYMBOLS[(index + again) % len(_SYMBOLS)], "color": COLOURS[index % len(COLOURS)]},
+        "line": {"color": colour, "dash": ("solid", "dash", "dot")[again % 3]},
+        "marker": {"symbol": symbol, "color": colour},
     }
     if any(point.low is not None and point.high is not None for point in curve.points):
         up = [0.0 if point.high is None else point.high - point.y for point in curve.points]

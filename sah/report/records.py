@@ -16,7 +16,7 @@ JOB_FILE = "job.json"
 
 _HAS_A_COLUMN = frozenset({"masker", "density", "phases", "dense_layers"})
 
-_CHANGES_NO_RESULT = frozenset({"output_dir", "tracker", "threads", "context_folder", "experiment", "margin"})
+_CHANGES_NO_RESULT = frozenset({"output_dir", "tracker", "threads", "context_folder", "experiment", "margin", "report"})
 
 
 def read_record(path: Path) -> dict[str, Any]:

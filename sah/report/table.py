@@ -11,7 +11,7 @@ from rich.table import Table
 from sah.report.summary import PointSummary
 from sah.report.timing import FASTER, verdict
 
-_FILE_WIDTH = 230
+_FILE_WIDTH = 250
 
 COLUMNS = (
     "setting",

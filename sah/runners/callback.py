@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class SweepSummary(Callback):
         search = collect_search(records)
         unwritten = search is not None and not self._keep(search, folder)
         print_lines(f"Tracker: {location}" if (location := track_sweep(folder, config, search)) else "")
+        if config.get("report", True) and records:
+            _write_report(folder)
         failed = [record for record in records if record["status"] != "ok"]
         for record in failed:
             print_error(f"Failed: {' '.join(record['overrides'])}: {record.get('error')}")
@@ -86,3 +89,20 @@ class SweepSummary(Callback):
             print_error(str(error))
             return False
         return True
+
+
+def _write_report(folder: Path) -> None:
+    """Write the sweep's page. What fails here is one warning: the sweep and its results are as they were."""
+    try:
+        from sah.report.load import load_report
+        from sah.report.local import FOLDER
+        from sah.report.page import write_report
+
+        page = write_report(load_report(folder), folder / FOLDER)
+    except Exception as error:
+        print_error(
+            f"The report of this sweep was not written: {error or type(error).__name__}\n"
+            f"Its results are complete. Try again by: {shlex.join(['python', '-m', 'sah.report', str(folder)])}"
+        )
+        return
+    print_lines(f"Report: {page}")

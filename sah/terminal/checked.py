@@ -15,7 +15,6 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -23,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sah.config.compose import SweepComposer
-from sah.config.diagnose import Diagnoser
+from sah.config.diagnose import Diagnoser, parsed
 from sah.config.experiment import Experiment
 from sah.config.explain import explain
 from sah.config.launcher import LAUNCHER
@@ -124,7 +123,7 @@ def _parted(overrides: Iterable[str], checked: Checked) -> tuple[list[str], list
     axes: list[Override] = []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
+            override = parsed(text)
         except HydraException:
             fixed.append(text)  # told where all single ones are judged
             continue
@@ -158,7 +157,7 @@ def _batch(
     given: list[Override] = []
     for text in [*params, *task, *(str(axis.input_line) for axis in axes)]:
         try:
-            given.append(OverridesParser.create(config_loader=loader).parse_override(text))
+            given.append(parsed(text, loader))
         except HydraException as error:
             checked.mistakes.append(explain(error, [text]))
     if "n_trials" in sweeper:

@@ -185,10 +185,10 @@ def availability(option: Option) -> str:
     if source is not None:
         there = source.folder.is_dir()
         return "embedded, fetched, offline" if there else f"embedded, not fetched yet: sah fetch {option.name}"
-    if Path(name).expanduser().is_dir():
-        return "local folder, offline"
     if not name:
         return "names no model"
+    if Path(name).expanduser().is_dir():
+        return "local folder, offline"
     from sah.adapters.hub import cached_snapshot
 
     try:

@@ -222,6 +222,6 @@ _FIGURES = (
     ("KV bytes read a decoded token", 0, lambda point: number(point.summary.decode_kv_bytes)),
     ("output error of attention", 4, lambda point: number(point.summary.output_error)),
     ("KL to dense, nats a token", 4, lambda point: fidelity(point, "kl")[0]),
-    ("same first token as dense", 4, lambda point: fidelity(point, "top1_agreement")[0]),
+    ("top-1 agreement with dense", 4, lambda point: fidelity(point, "top1_agreement")[0]),
     ("log-likelihood of dense's answer - dense", 4, lambda point: fidelity(point, "log_likelihood_difference")[0]),
 )

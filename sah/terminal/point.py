@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sah.report.curves import difference, fidelity, number, score
 from sah.report.load import Pair, ReportPoint
+from sah.report.verdicts import sentence
 from sah.terminal.points import laid_out, what_is_asked
 from sah.terminal.profiles import layer_errors
 from sah.terminal.screen import (
@@ -119,11 +120,12 @@ def _facts(point: ReportPoint) -> list[tuple[str, str]]:
             ("sparse in", summary.sparse_in or "-"),
             ("score, dense", interval(*_dense_score(point))),
             ("score, sparse", interval(*score(point))),
-            ("difference", interval(*difference(point), sign=True) + _verdict(point)),
+            ("difference", interval(*difference(point), sign=True)),
+            ("verdict", sentence(summary)),
             ("density requested", figure(summary.density_requested)),
             ("density measured", figure(summary.density_measured, 4) + _by_phase(arm)),
             ("KL to dense", interval(*fidelity(point, "kl"), 4) + " nats a token"),
-            ("same first token", interval(*fidelity(point, "top1_agreement"))),
+            ("top-1 agreement", interval(*fidelity(point, "top1_agreement"))),
             ("output error", figure(summary.output_error, 4)),
         ]
         facts += _layers(point)
@@ -143,21 +145,6 @@ def _layers(point: ReportPoint) -> list[tuple[str, str]]:
     blocks = sparkline(resampled(list(errors.values()), _MOST_BLOCKS), min(known), max(known))
     first, last = next(iter(errors)), list(errors)[-1]
     return [("error by layer", f"{blocks} layers {first} to {last}, from {min(known):.4f} to {max(known):.4f}")]
-
-
-def _verdict(point: ReportPoint) -> str:
-    comparison = point.metrics.get("comparison") or {}
-    stored = (comparison.get("scores") or {}).get(point.summary.metric) or {}
-    if not stored.get("verdict"):
-        return ""
-    p_value = number(stored.get("p_value"))
-    needed = stored.get("contexts_needed")
-    text = f", {stored['verdict']}"
-    if p_value is not None:
-        text += f", p {p_value:.3g}"
-    if stored.get("contexts") is not None:
-        text += f", {stored['contexts']} contexts"
-    return text + (f" (about {needed} would settle it)" if needed else "")
 
 
 def _by_phase(arm: Mapping[str, Any]) -> str:

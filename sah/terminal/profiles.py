@@ -15,7 +15,7 @@ _MOST_BLOCKS = 60
 _MOST_LINES = 24
 """Lines of one kind that are shown; the point table holds all points."""
 
-_FIDELITY = {"kl": ("KL, nats a token", 4), "top1_agreement": ("same first token", 3)}
+_FIDELITY = {"kl": ("KL, nats a token", 4), "top1_agreement": ("top-1 agreement", 3)}
 _LIKELIHOOD = {"log_likelihood_difference": ("log-likelihood of dense's answer, sparse - dense", 4)}
 
 

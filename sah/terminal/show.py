@@ -15,6 +15,7 @@ from sah.console import print_error
 from sah.errors import StateError
 from sah.report.load import ReportData, ReportPoint, load_report
 from sah.report.table import speed_note, terminal_table
+from sah.report.verdict_lines import headline, judged
 from sah.results.sweep_file import SWEEP_FILE
 from sah.terminal.command import parser
 from sah.terminal.points import find_points, no_such_point
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     refused: list[str] = []
     for folder in given.folders:
         try:
-            read.append(load_report(folder))
+            read.append(judged(load_report(folder)))
         except StateError as error:
             refused.append(str(error))
     for message in refused:
@@ -108,6 +109,7 @@ def _show_report(data: ReportData, target: Console) -> None:
         summaries = [point.summary for point in points]
         target.print()
         target.print(terminal_table(summaries, title))
+        show_line(target, headline(points))
         show_curves(points, target)
         show_layers(points, target)
         show_fidelity(points, target)

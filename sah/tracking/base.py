@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,9 @@ from sah.config.lookup import named
 
 TRACKING_FILE = "tracking.json"
 """In a sweep's folder: which tracker showed it, with what settings, and under what group and id."""
+
+ARTIFACT_TYPE = "results"
+"""Type of the artifacts that hold results."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +120,22 @@ class TrackerConfig(ValidatedConfig):
         """
         built: Tracker = named(self.tracker)(self)
         return built
+
+
+def artifact_name(name: str) -> str:
+    """Write a name as trackers allow it for an artifact.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        Letters, digits, dots, dashes and underscores, at most 128 of them.
+    """
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128] or "results"
+
+
+def plain_cell(value: Any) -> str | int | float | bool | None:
+    """Write a table's cell: scalars as they are, all else as JSON."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return json.dumps(value, default=str)

@@ -11,17 +11,15 @@ machine data are not captured: the configuration and the results say what they m
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sah.errors import ConfigError
-from sah.tracking.base import RunInfo
+from sah.errors import ConfigError, StateError
+from sah.tracking.base import ARTIFACT_TYPE, RunInfo, artifact_name, plain_cell
 from sah.tracking.wandb_config import WandbConfig
 
 Mode = Literal["online", "offline", "disabled"]
@@ -35,7 +33,6 @@ _ENVIRONMENT_MODES: dict[str, Mode] = {
     "disabled": "disabled",
 }
 _MAX_TAG = 64  # the server's limit
-ARTIFACT_TYPE = "results"
 
 _told: set[str] = set()
 """Packages of which this process has said that they are missing."""
@@ -74,7 +71,7 @@ class WandbTracker:
 
         Raises:
             ConfigError: If wandb is not installed.
-            wandb.Error: If wandb refuses. With mode `auto` a refusing server leads to an offline run instead.
+            StateError: If wandb refuses. With mode `auto` a refusing server leads to an offline run instead.
         """
         server = server_url()
         if self._config.mode == "auto":
@@ -85,12 +82,16 @@ class WandbTracker:
                     return
                 except Exception as error:
                     _refused.add(server)
-                    _log.warning("No online run on %s (%s). This and later runs are kept offline.", server, error)
+                    why = _told_clearly(error, server)
+                    _log.warning("No online run on %s (%s). This and later runs are kept offline.", server, why)
                     self._mode = "offline"
                     _forget_failed_run()
         else:
             self._mode = _ENVIRONMENT_MODES[self._config.mode]
-        self._run = self._init(info, self._mode)
+        try:
+            self._run = self._init(info, self._mode)
+        except Exception as error:
+            raise StateError(_told_clearly(error, server)) from error
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's summary.
@@ -122,7 +123,7 @@ class WandbTracker:
         """
         import wandb
 
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[plain_cell(value) for value in row] for row in rows]
         self._row[name] = wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)
 
     def log_figure(self, name: str, figure: Mapping[str, Any]) -> None:
@@ -178,8 +179,9 @@ class WandbTracker:
                 server = str(run.settings.base_url)
                 _refused.add(server)
                 _log.warning(
-                    "%s did not take all of this run within %g s. All of it is on disk; upload it with: wandb sync %s. "
-                    "Later runs are kept offline, unless they ask for mode=online.",
+                    "%s did not take all of this run within %g s. Its numbers, tables and figures are on disk; upload "
+                    "them with: wandb sync %s. The same command sends all of it again. Later runs are kept offline, "
+                    "unless they ask for mode=online.",
                     server,
                     self._config.finish_timeout,
                     run.settings.sync_dir,
@@ -219,18 +221,6 @@ class WandbTracker:
             allow_val_change=True,
             settings=settings,
         )
-
-
-def artifact_name(name: str) -> str:
-    """Write a name as W&B allows it for an artifact.
-
-    Args:
-        name: Any text.
-
-    Returns:
-        Letters, digits, dots, dashes and underscores, at most 128 of them.
-    """
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128] or "results"
 
 
 def environment_mode() -> Mode | None:
@@ -290,6 +280,13 @@ def _staging(run: Any) -> Iterator[None]:
         del os.environ["WANDB_DATA_DIR"]
 
 
+def _told_clearly(error: Exception, server: str) -> str:
+    told = " ".join(str(error).split())
+    if "not logged in" in told or "401" in told:
+        return f"{server} refuses the API key: {told}; mend it with: wandb login --relogin"
+    return told
+
+
 def _forget_failed_run() -> None:
     """End wandb's helper process, which otherwise holds the id of a run that did not start."""
     import wandb
@@ -308,9 +305,3 @@ def _automatic_mode(server: str) -> Mode:
     except Exception as error:
         _log.warning("The credentials for %s cannot be used (%s). The run is kept offline.", server, error)
         return "offline"
-
-
-def _cell(value: Any) -> str | int | float | bool | None:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return json.dumps(value, default=str)

@@ -1,12 +1,13 @@
 """A stand-in for the W&B server over HTTP, enough for runs with config, summary, history, files and tables.
 
-It keeps what clients send in memory. `refuse_keys=True` answers every request as a server does that does not know the API
-key; `fails_from` names an operation from which on every request fails with status 500, `hangs_from` one from which on
-none is answered. Operations it does not know are listed in `unknown` and answered with nothing.
+It keeps what clients send in memory. `refuse_keys=True` answers every request as a server does that does not know the
+API key; `fails_from` names an operation from which on every request fails with status 500, `hangs_from` one from which
+on none is answered. Operations it does not know are listed in `unknown` and answered with nothing.
 """
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -34,9 +35,7 @@ def project_node() -> dict[str, Any]:
 class FakeWandbServer:
     """The server; use it as a context manager."""
 
-    def __init__(
-        self, refuse_keys: bool = False, fails_from: str | None = None, hangs_from: str | None = None
-    ) -> None:
+    def __init__(self, refuse_keys: bool = False, fails_from: str | None = None, hangs_from: str | None = None) -> None:
         self.refuse_keys = refuse_keys
         self.fails_from = fails_from
         self.hangs_from = hangs_from
@@ -46,6 +45,8 @@ class FakeWandbServer:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.artifacts: dict[str, dict[str, str]] = {}
+        """Name to type and state; `COMMITTED` once the client has sent all files."""
         self.reports: dict[str, dict[str, Any]] = {}
         self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -90,7 +91,10 @@ class FakeWandbServer:
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
         if operation == "CreateArtifact":
-            artifact = {"id": "YXJ0aWZhY3Q=", "digest": values.get("digest"), "state": "PENDING"}
+            given = values["input"]
+            name = given["artifactCollectionName"]
+            self.artifacts[name] = {"type": given["artifactTypeName"], "state": "PENDING"}
+            artifact = {"id": base64.b64encode(name.encode()).decode(), "digest": given["digest"], "state": "PENDING"}
             artifact["artifactSequence"] = {"id": "s", "latestArtifact": None}
             return {"createArtifact": {"artifact": artifact}}
         if operation == "CreateArtifactManifest":
@@ -100,7 +104,8 @@ class FakeWandbServer:
             edges = [{"node": self._artifact_file(spec)} for spec in values["input"]["artifactFiles"]]
             return {"createArtifactFiles": {"files": {"edges": edges}}}
         if operation == "CommitArtifact":
-            return {"commitArtifact": {"artifact": {"id": "YXJ0aWZhY3Q=", "digest": "d"}}}
+            self.artifacts[base64.b64decode(values["artifactID"]).decode()]["state"] = "COMMITTED"
+            return {"commitArtifact": {"artifact": {"id": values["artifactID"], "digest": "d"}}}
         if operation == "GetProjects" or operation == "Projects":
             edges = [{"node": project_node(), "cursor": "a"}]
             return {"models": {"edges": edges, "pageInfo": {"endCursor": "a", "hasNextPage": False}}}

@@ -19,7 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "hydra": "hydra-core"}
 """Import names that differ from the name on the package index."""
-EXTRAS = {"datasets": "data", "matplotlib": "plot", "pyarrow": "data", "ray": "ray", "submitit": "slurm"}
+EXTRAS = {
+    "datasets": "data",
+    "matplotlib": "plot",
+    "plotly": "reports",
+    "pyarrow": "data",
+    "ray": "ray",
+    "submitit": "slurm",
+    "trackio": "trackio",
+    "wandb_workspaces": "reports",
+}
 """Imports that an extra brings; pyarrow comes with datasets."""
 
 

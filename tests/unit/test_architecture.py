@@ -20,10 +20,13 @@ HEAVY = {
     "gguf",
     "matplotlib",
     "numpy",
+    "plotly",
     "scipy",
     "torch",
+    "trackio",
     "transformers",
     "wandb",
+    "wandb_workspaces",
     "wonderwords",
 }
 
@@ -42,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sah.metrics": set(),
     "sah.results": set(),
     "sah.tracking": set(),
-    "sah.report": {"sah.metrics", "sah.results"},
+    "sah.report": {"sah.console", "sah.metrics", "sah.results", "sah.tracking"},
     "sah.runners": {
         "sah.adapters",
         "sah.config",
@@ -65,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sah.runners",
         "sah.tracking",
     },
-    "sah.cli": {"sah.adapters", "sah.console", "sah.data", "sah.plan", "sah.run", "sah.terminal"},
+    "sah.cli": {"sah.adapters", "sah.console", "sah.data", "sah.plan", "sah.report", "sah.run", "sah.terminal"},
     "sah.run": {"sah.config", "sah.console", "sah.runners"},
     "sah.plan": {"sah.run", "sah.runners"},
 }

@@ -41,6 +41,9 @@ def load_examples(config: ProseConfig, count_tokens: PromptCounter, window: int 
         stop = middle + _words(words, middle, config.continuation, count_tokens)
         if stop >= len(words):
             break
+        if start == middle or middle == stop:
+            start = stop + 1  # a word with more tokens than were asked for
+            continue
         # The blank between them stands before the continuation, where tokenizers put it.
         context, behind = "".join(words[start:middle]).rstrip(), "".join(words[middle:stop]).rstrip()
         blank = re.search(r"\s*\Z", words[middle - 1])

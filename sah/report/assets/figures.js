@@ -10,7 +10,7 @@
   sah.figure = (plot) => {
     const body = { lines, bars, grids }[plot.kind](plot);
     const files = sah.fileLinks(plot.files);
-    return h("figure", { class: `figure ${plot.kind}`, id: plot.anchor },
+    return h("figure", { class: `figure ${plot.kind}${plot.kind === "grids" && plot.grids.length > 1 ? " wide" : ""}`, id: plot.anchor },
       h("figcaption", null, h("h4", null, plot.title), h("p", { class: "muted" }, plot.caption)), ...body,
       files.length ? h("p", { class: "files" }, h("span", { class: "muted" }, "Files: "), files) : null);
   };
@@ -90,7 +90,7 @@
     const panel = (grid) => h("div", { class: "panel" }, h("p", { class: "panel-title" }, grid.title),
       sah.sized((width) => sah.gridDrawing(plot, grid, width), { class: "drawing" }));
     const first = plot.grids[0];
-    const box = h("div", { class: first.x.length > 16 && plot.grids.length < 3 ? "panels wide" : "panels" }, plot.grids.slice(0, FIRST_GRIDS).map(panel));
+    const box = h("div", { class: plot.grids.length === 1 || (first.x.length > 16 && plot.grids.length < 3) ? "panels wide" : "panels" }, plot.grids.slice(0, FIRST_GRIDS).map(panel));
     const parts = [h("p", { class: "axis-label y" }, `↓ ${first.y_name}`), box, h("p", { class: "axis-label x" }, `${first.x_name} →`), sah.colourScale(plot)];
     if (plot.grids.length > FIRST_GRIDS) {
       const picker = h("select", { "aria-label": "Setting to add" }, h("option", { value: "" }, `add one of ${plot.grids.length - FIRST_GRIDS} more …`),

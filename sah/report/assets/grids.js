@@ -11,6 +11,12 @@
     return from.map((part, place) => Math.round(part + (to[place] - part) * (at - Math.floor(at))));
   };
 
+  // Of WCAG; above 0.179 black text has more contrast than white.
+  const luminance = (parts) => {
+    const [red, green, blue] = parts.map((part) => part / 255).map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+
   const every = (names, room, size) => Math.max(1, Math.ceil((Math.max(...names.map((name) => name.length)) * 7 + 8) / room) || 1, size);
 
   sah.gridDrawing = (plot, grid, width) => {
@@ -30,7 +36,7 @@
           const [red, green, blue] = colour((value - plot.low) / span);
           rect.setAttribute("fill", `rgb(${red},${green},${blue})`);
           if (cell >= 36 && tall >= 16) {
-            const light = red * 0.3 + green * 0.59 + blue * 0.11 > 120;
+            const light = luminance([red, green, blue]) > 0.179;
             const text = { x: place.x + place.width / 2, y: place.y + tall / 2 + 4, "text-anchor": "middle" };
             svg.append(rect, h("text", { ...text, class: light ? "on-light" : "on-dark" }, sah.short(value)));
           }

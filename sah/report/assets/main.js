@@ -68,5 +68,8 @@
   window.addEventListener("hashchange", route);
   window.addEventListener("keydown", (event) => event.key === "Escape" && sah.tip(null));
   route();
-  document.documentElement.dataset.ready = "true";
+  requestAnimationFrame(() => {
+    document.documentElement.dataset.ready = "true";
+    performance.mark("sah-ready");
+  });
 })();

@@ -29,11 +29,12 @@ def main() -> None:
         config = {"masker": {"topk": {"density": 0.1}}, "seed": 0, "labels": ["a", "b"]}
         tracker.start(RunInfo(run_id, "tiny topk", Path(folder), "sweep-1", "eval", ("topk", "t" * 80), config))
         location = tracker.location
-        tracker.log_summary({"score": {"dense": 1.0, "sparse": 0.5}, "density": 0.1})
+        tracker.log_summary({"scores": {"dense": 1.0, "sparse": 0.5}, "density": 0.1})
         tracker.log_metrics({"score": 0.5, "density_measured": 0.1}, axis="density_measured")
         tracker.log_table("predictions", COLUMNS, ROWS)
         tracker.log_figure("curve", {"data": [{"type": "scatter", "x": [0.1], "y": [0.5]}], "layout": {}})
         kept = Path(folder) / "rows.jsonl"
+        kept.parent.mkdir(exist_ok=True)
         kept.write_text("{}\n", encoding="utf-8")
         tracker.log_artifact("results sweep/1", {"points/a/rows.jsonl": kept})
         tracker.finish(failed="failed" in rest)

@@ -14,19 +14,24 @@ from omegaconf import DictConfig, OmegaConf
 from sah.errors import ConfigError
 from sah.tracking.discovery import create_tracker, tracker_configs
 from sah.tracking.none_config import NoTrackerConfig
+from sah.tracking.trackio_config import TrackioConfig
 from sah.tracking.wandb_config import WandbConfig
 
 CONF = Path(__file__).parents[3] / "conf"
 
 
 def test_trackers_are_found_by_their_modules() -> None:
-    assert tracker_configs() == {"none": NoTrackerConfig, "wandb": WandbConfig}
+    assert tracker_configs() == {
+        "none": NoTrackerConfig,
+        "trackio": TrackioConfig,
+        "wandb": WandbConfig,
+    }
 
 
 def test_config_modules_import_neither_wandb_nor_torch() -> None:
     script = (
         "import sys; from sah.tracking.discovery import tracker_configs; tracker_configs(); "
-        "sys.exit(int(bool({'wandb', 'torch', 'transformers', 'filelock'} & set(sys.modules))))"
+        "sys.exit(int(bool({'wandb', 'trackio', 'torch', 'transformers', 'filelock'} & set(sys.modules))))"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=CONF.parent)
 
@@ -44,6 +49,11 @@ def test_config_modules_import_neither_wandb_nor_torch() -> None:
 def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         WandbConfig(**values)
+
+
+def test_a_project_that_trackio_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trackio.project='a b' is not allowed"):
+        TrackioConfig(project="a b")
 
 
 def test_a_refused_assignment_keeps_the_old_value() -> None:
@@ -69,6 +79,7 @@ def _compose(*overrides: str) -> DictConfig:
         (("wandb.mode=disabled",), "wandb", "disabled"),
         (("tracker=wandb", "wandb.mode=offline", "wandb.tags=[a,b]"), "wandb", "offline"),
         (("tracker=none",), "none", None),
+        (("tracker=trackio", "trackio.project=mine"), "trackio", None),
     ],
 )
 def test_the_command_line_reaches_the_tracker(overrides: tuple[str, ...], name: str, mode: str | None) -> None:
