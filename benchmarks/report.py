@@ -2,14 +2,15 @@
 
     python -m benchmarks.report [--write] [--points N] [--contexts N]
 
-The numbers in the report are invented (`benchmarks.report_folder`). Opening is timed by the browser itself, from the start of
-navigation until the table of points can be used, and from a click on its first point until answers are shown. `--write`
-replaces the figures in benchmarks/README.md. Needs Chromium, its driver and selenium.
+The numbers in the report are invented (`benchmarks.report_folder`). Opening is timed by the browser itself, from the
+start of navigation until the table of points can be used, and from a click on its first point until answers are shown.
+`--write` replaces the figures in benchmarks/README.md. Needs Chromium, its driver and selenium.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
@@ -106,13 +107,15 @@ def open_page(page: Path) -> tuple[float, float]:
         Seconds until its table can be used, and from a click on a point until its answers are there.
     """
     from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     with tempfile.TemporaryDirectory() as profile:
         for flag in (*FLAGS, f"--user-data-dir={profile}", "--window-size=1280,900"):
             options.add_argument(flag)
-        driver: Any = webdriver.Chrome(options=options)
+        driver: Any = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
             driver.get(page.as_uri())
             ready = "return performance.getEntriesByName('sah-ready').map((mark) => mark.startTime)"

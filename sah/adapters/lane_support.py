@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sah.adapters.context_cache import ContextCache
+from sah.adapters.finite import usable
 from sah.adapters.kv_cache import cut_back, new_cache
 from sah.adapters.lane_cache import can_hold
 from sah.adapters.lane_model import LaneModel
@@ -93,6 +94,8 @@ def _probe(adapter: ModelAdapterHF) -> str | None:
         for lane, own in enumerate(lanes):
             expected = _run(adapter, own, PROBE_CONTEXT, past)
             cut_back(past, PROBE_CONTEXT)
+            if not bool(usable(expected[None])):
+                return None  # the model is at fault, and a batch says where
             # Of the logits' own spread rounding takes at most 0.05 in bfloat16, rows that mix 0.2 and more.
             apart = float((together[lane].float() - expected.float()).square().mean().sqrt())
             allowed = 2 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.float().std())

@@ -16,6 +16,10 @@ _MOST_BARS = 40
 _MOST_GRIDS = 12
 """More are left out of a picture, which says so; the CSV file has all."""
 
+_MOST_NAMES = 20
+_NAME_LETTERS = 44
+"""Longer names are cut."""
+
 _DPI = 120
 _HATCHES = ("", "//", "..")
 
@@ -52,7 +56,7 @@ def draw_plot(plot: Plot, stem: Path) -> None:
         _draw_grids(figure, plot)
     else:
         bars = min(len(plot.bars), _MOST_BARS) if isinstance(plot, BarPlot) else 0
-        figure.set_size_inches(7.6, 1.4 + 0.28 * bars if bars else 4.0)
+        figure.set_size_inches(8.6, 1.4 + 0.28 * bars if bars else 4.2)
         axes = figure.add_subplot()
         if isinstance(plot, LinePlot):
             _draw_lines(axes, plot)
@@ -61,13 +65,21 @@ def draw_plot(plot: Plot, stem: Path) -> None:
         axes.set_title(plot.title, loc="left", fontsize=10)
         axes.set_xlabel(plot.x_label)
         axes.set_ylabel(plot.y_label)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+        handles, names = axes.get_legend_handles_labels()
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        rest = f"and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else None
+        shown = [_cut(name) for name in names[:_MOST_NAMES]]
+        axes.legend(handles[:_MOST_NAMES], shown, title=rest, frameon=False, fontsize=8, title_fontsize=8, **place)
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
     figure.set_layout_engine("none")
     FigureCanvasAgg(figure).print_png(stem.with_suffix(".png"))
     FigureCanvasSVG(figure).print_svg(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…"
 
 
 def _draw_lines(axes: Any, plot: LinePlot) -> None:
@@ -121,7 +133,7 @@ def _draw_bars(axes: Any, plot: BarPlot) -> None:
         colour, hatch = COLOURS[index % len(COLOURS)], _HATCHES[index % len(_HATCHES)]
         axes.barh(range(len(shown)), widths, left=left, label=part, color=colour, edgecolor="white", hatch=hatch)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(shown)), [bar.name for bar in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), [_cut(bar.name) for bar in shown], fontsize=8)
     axes.invert_yaxis()
     if len(shown) < len(plot.bars):
         said = f"the first {len(shown)} of {len(plot.bars)}"
@@ -142,7 +154,7 @@ def _draw_grids(figure: Any, plot: GridPlot) -> None:
         for axis, names in ((axes.xaxis, grid.x), (axes.yaxis, grid.y)):
             step = -(-len(names) // 6)
             axis.set_ticks(range(0, len(names), step), names[::step], fontsize=7)
-        axes.set_title(grid.title, fontsize=8)
+        axes.set_title(_cut(grid.title), fontsize=8)
         panels.append(axes)
     rest = f" (the first {len(shown)} of {len(plot.grids)})" if len(shown) < len(plot.grids) else ""
     figure.suptitle(plot.title + rest, fontsize=10)

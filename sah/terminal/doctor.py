@@ -34,10 +34,22 @@ def main(arguments: Sequence[str]) -> int:
         The exit code: 1 if there is a problem; warnings are none.
     """
     given = _parse(arguments)
-    results = examine(given.output_dir, load=not given.quick)
+    return tell(examine(given.output_dir, load=not given.quick), as_json=given.json)
+
+
+def tell(results: Sequence[Result], *, as_json: bool = False) -> int:
+    """Print what was found.
+
+    Args:
+        results: Of the checks.
+        as_json: Whether machines read it.
+
+    Returns:
+        The exit code: 1 if there is a problem.
+    """
     problems = sum(result.status == PROBLEM for result in results)
     warnings = sum(result.status == WARNING for result in results)
-    if given.json:
+    if as_json:
         show_json({"problems": problems, "warnings": warnings, "checks": [dataclasses.asdict(r) for r in results]})
         return 1 if problems else 0
     target = console()

@@ -19,7 +19,7 @@ _SHORTEST_ID = 4
 
 
 def find_points(points: Sequence[ReportPoint], wanted: str) -> list[ReportPoint]:
-    """Find points by id, name or recipe; what is exact comes before what begins so.
+    """Find points by id, name, recipe with its density, or recipe; what is exact comes before what begins so.
 
     Args:
         points: Where to look.
@@ -32,12 +32,19 @@ def find_points(points: Sequence[ReportPoint], wanted: str) -> list[ReportPoint]
     for fitting in (
         [point for point in points if point.id == text],
         [point for point in points if point.name == text],
+        [point for point in points if text == _recipe_and_density(point)],
         [point for point in points if text in (point.label, point.main.label)],
         [point for point in points if len(text) >= _SHORTEST_ID and point.id.startswith(text)],
     ):
         if fitting:
             return fitting
     return []
+
+
+def _recipe_and_density(point: ReportPoint) -> str:
+    """Give the name without what else tells the point from others, which depends on what they are."""
+    density = point.summary.density_requested
+    return point.main.label if density is None else f"{point.main.label} {density:g}"
 
 
 def no_such_point(wanted: str, points: Iterable[ReportPoint], where: str) -> StateError:

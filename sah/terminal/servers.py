@@ -35,11 +35,11 @@ def wandb() -> list[Result]:
     """Tell which mode `tracker=wandb` takes by itself, and why. No key is shown."""
     from sah.tracking.wandb import key_is_configured, server_url
 
-    server = server_url()
     asked = os.environ.get(_MODE, "")
     if asked and asked not in _MODES:
         advice = f"Allowed: {', '.join(_MODES)}. Write for example: export {_MODE}=offline"
-        return [Result("wandb", WARNING, f"{_MODE}={asked} is not known and not followed", advice)]
+        return [Result("wandb", WARNING, f"{_MODE}={asked} is not known, and wandb does not start with it", advice)]
+    server = server_url()
     try:
         key = key_is_configured(server)
     except Exception as error:  # wandb's own, of several kinds

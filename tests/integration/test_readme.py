@@ -36,9 +36,19 @@ def test_the_readme_has_commands() -> None:
     assert "make run" in COMMANDS and "make test" in COMMANDS
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with finished work for the commands that look at `outputs`."""
+    folder = tmp_path_factory.mktemp("finished") / "outputs"
+    given = ["-m", "masker=topk,random", *short_overrides([], folder)]
+    done = run([sys.executable, "-m", "sah.run", *given])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path) -> None:
+def test_command(command: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     words = shlex.split(command)
     if words[0] == "make":
         # The test run is what these start; CI runs them for real.
@@ -49,6 +59,13 @@ def test_command(command: str, tmp_path: Path) -> None:
     elif words[:2] == ["sah", "fetch"]:
         done = run([sys.executable, "-m", "sah.cli", "fetch", "--help"])
         assert words[2] in done.stdout
+    elif words[0] == "sah" and words[1] in ("show", "compare", "report"):
+        folder = request.getfixturevalue("finished")
+        extra = {"compare": ["--in", str(folder)], "report": ["--output", str(tmp_path)]}.get(words[1], [])
+        given = [str(folder) if word == "outputs" else word for word in words[1:]]
+        done = run([sys.executable, "-m", "sah.cli", *given, *extra])
+    elif words[0] == "sah" and words[1] in ("validate", "ls", "doctor"):
+        done = run([sys.executable, "-m", "sah.cli", *words[1:]])
     elif words[0] == "sah":
         informs = "--help" in words or "--cfg" in words
         extra = [] if informs else short_overrides(words, tmp_path)

@@ -132,7 +132,8 @@ const found = texts.filter((text) => text.right > width + 1 || text.left < -1).m
 for (const label of document.querySelectorAll("svg text")) {
   const box = label.getBoundingClientRect(), drawing = label.closest("svg").getBoundingClientRect();
   if (!box.width || !label.checkVisibility()) continue;
-  const out = Math.max(drawing.left - box.left, box.right - drawing.right, drawing.top - box.top, box.bottom - drawing.bottom);
+  const across = Math.max(drawing.left - box.left, box.right - drawing.right);
+  const out = Math.max(across, drawing.top - box.top, box.bottom - drawing.bottom);
   if (out > 1) found.push(`${label.textContent} is cut off by ${out.toFixed(1)} in ${label.closest("figure").id}`);
 }
 if (page.scrollWidth > width) found.push(`the page is ${page.scrollWidth} wide`);

@@ -167,10 +167,12 @@ def test_wandb_told_by_the_environment(monkeypatch, mode):
 def test_wandb_modes(monkeypatch, server, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", server)
-    monkeypatch.setattr("sah.tracking.wandb.server_url", lambda: server)
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    assert "WANDB_MODE=onlin is not known" in servers.wandb()[0].text
+    assert "WANDB_MODE=onlin is not known, and wandb does not start with it" in servers.wandb()[0].text
     monkeypatch.setenv("WANDB_MODE", "online")
     (result,) = servers.wandb()
     assert result.status == PROBLEM and "there is no key" in result.text
@@ -206,11 +208,12 @@ def test_a_server_that_never_answers_holds_nothing_up():
 
 
 @pytest.mark.parametrize(("status", "code"), [(OK, 0), (WARNING, 0), (PROBLEM, 1)])
-def test_exit_code(sah, monkeypatch, status, code):
-    monkeypatch.setattr(doctor, "examine", lambda *_, **__: [Result("disk", status, "text\nmore", "Do this.")])
-    assert sah("doctor")[0] == code
-    _, out, _ = sah("doctor")
-    assert out.startswith(f"{status:<8}disk  text\n") and "more\n" in out and "Do this.\n" in out
-    found, out, _ = sah("doctor", "--json")
-    assert found == code
-    assert json.loads(out)["checks"] == [{"name": "disk", "status": status, "text": "text\nmore", "advice": "Do this."}]
+def test_what_is_printed_and_the_exit_code(capsys, status, code):
+    results = [Result("disk", status, "text\nmore", "Do this.")]
+    assert doctor.tell(results) == code
+    blank = " " * 14
+    assert capsys.readouterr().out.startswith(f"{status:<8}disk  text\n{blank}more\n{blank}Do this.\n")
+    assert doctor.tell(results, as_json=True) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["checks"] == [{"name": "disk", "status": status, "text": "text\nmore", "advice": "Do this."}]
+    assert told["problems"] == code
