@@ -1,73 +1,118 @@
-"""Runs single points of a preset in one process, for studies whose points are no product of values."""
+"""Runs the points of a study that are no product of values: all composed first, then decoded together."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
+from experiments.methods import Settings
 from experiments.study import FAST, Options
 from sah.config.build import build_experiment
+from sah.config.launcher import LauncherOptions
 from sah.config.paths import conf_dir
 from sah.config.register import register_configs
-from sah.errors import SahError
-from sah.report.summary import PointSummary, summarise_point
-from sah.results.store import read_point
+from sah.errors import ConfigError, SahError
+from sah.report.load import ReportPoint, load_report
+from sah.report.records import JOB_FILE
+from sah.report.verdicts import correct_points
+from sah.results.files import replace_json
+from sah.results.rows import plain_json
 from sah.runners.job import JobContext, run_experiment
+from sah.runners.jobs import Job, plain_config, refusal
 from sah.runners.session import Session
+from sah.runners.sweep import begin_sweep, run_groups
 
 
-@dataclass(frozen=True)
-class DonePoint:
-    """A point that has run."""
-
-    summary: PointSummary
-    scores: Mapping[str, float]
-    """Score of each question by the data set's first metric, by the key of its row."""
-
-
-def run_points(preset: str, options: Options, points: Sequence[Sequence[str]]) -> list[DonePoint | None]:
-    """Run points one after the other; each context is prefilled once for all, and finished answers are not repeated.
+def run_points(preset: str, options: Options, settings: Settings, fast: Sequence[str] = FAST) -> list[ReportPoint]:
+    """Run points; each context is prefilled once for all, and finished answers are not repeated.
 
     Args:
         preset: Name in conf/experiment.
         options: The command line.
-        points: The overrides of each point.
+        settings: The points, by the name of their method.
+        fast: Overrides of the fast form.
 
     Returns:
-        Each point, None where it could not be run.
+        The points that have results, in the order given, labelled with their method's name; verdicts are corrected
+        for their number. What failed is told on standard error.
 
     Raises:
-        SahError: If the configuration of any point is wrong, before the first one runs.
+        ConfigError: If a point cannot be run; nothing was run then.
+        SystemExit: If no point has results.
     """
     register_configs()
-    common = [f"output_dir={options.output_dir}", *(FAST if options.fast else []), *options.overrides]
+    given = [tuple(overrides) for lines in settings.values() for overrides in lines]
+    common = [f"output_dir={options.output_dir}", *(fast if options.fast else []), *options.overrides]
+    if not any(text.startswith("tracker=") for text in common):
+        common.append("tracker=none")
+    batch = [(f"+experiment={preset}", *overrides, *common) for overrides in given]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        configs = [compose("config", [f"+experiment={preset}", *overrides, *common]) for overrides in points]
-    experiments = [build_experiment(config) for config in configs]
-    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    session = Session()
-    done: list[DonePoint | None] = []
-    for number, (overrides, config, experiment) in enumerate(zip(points, configs, experiments, strict=True)):
-        print(f"{number + 1}/{len(points)} {' '.join(overrides)}", file=sys.stderr)
-        folder = options.output_dir / "studies" / preset / started / str(number)
-        plain = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+        jobs = _jobs(batch, [compose("config", list(overrides)) for overrides in batch])
+    plan, session = begin_sweep(jobs, 1, None)
+    run_groups(plan, session, LauncherOptions())
+    folder = options.output_dir / "studies" / preset / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for job in jobs:
+        _record(job, folder / str(job.number), preset, session)
+    data = load_report(folder)
+    for problem in (*data.problems, *(f"Failed: {text}: {error}" for text, error in data.failures)):
+        print(problem, file=sys.stderr)
+    if not data.points:
+        raise SystemExit("No point could be run.")
+    names = [name for name, lines in settings.items() for _ in lines]
+    by_overrides = {job.overrides: name for job, name in zip(jobs, names, strict=True)}
+    return corrected([_labelled(point, by_overrides[point.overrides]) for point in data.points])
+
+
+def corrected(points: Sequence[ReportPoint]) -> list[ReportPoint]:
+    """Correct verdicts for the number of points, which belong to one study on the same examples."""
+    summaries = correct_points([point.summary for point in points])
+    return [dataclasses.replace(point, summary=summary) for point, summary in zip(points, summaries, strict=True)]
+
+
+def _jobs(batch: Sequence[tuple[str, ...]], configs: Sequence[DictConfig]) -> list[Job]:
+    jobs: list[Job] = []
+    mistakes: dict[int, Sequence[str]] = {}
+    for number, (overrides, config) in enumerate(zip(batch, configs, strict=True)):
         try:
-            context = JobContext(folder, (f"+experiment={preset}", *overrides, *common), preset)
-            point, metrics, _ = run_experiment(experiment, context, session, plain)
-        except Exception as error:
-            # One failing point must not take the others with it; the page shows those.
-            print(f"Failed: {error if isinstance(error, SahError) else traceback.format_exc()}", file=sys.stderr)
-            done.append(None)
-            continue
-        wanted = set(point.row_keys)
-        rows = read_point(point.main.store.folder).scores
-        scores = {key: row.scores[metrics["metrics"][0]] for key, row in rows.items() if key in wanted and row.scores}
-        done.append(DonePoint(summarise_point(metrics), scores))
-    return done
+            jobs.append(Job(number, overrides, build_experiment(config), plain_config(config)))
+        except ConfigError as error:
+            mistakes[number] = error.mistakes or (str(error),)
+    if mistakes:
+        raise refusal(mistakes, dict(enumerate(batch)))
+    return jobs
+
+
+def _record(job: Job, folder: Path, preset: str, session: Session) -> None:
+    """Score a point's rows and leave the record of a job, as a sweep does."""
+    record: dict[str, Any] = {"status": "failed", "overrides": list(job.overrides)}
+    try:
+        point, metrics, _ = run_experiment(
+            job.experiment, JobContext(folder, job.overrides, preset), session, job.config
+        )
+        record |= {
+            "status": "ok",
+            "point": point.main.store.id,
+            "folder": str(point.main.store.folder.resolve()),
+            "examples": hashlib.sha256(" ".join(point.row_keys).encode()).hexdigest()[:16],
+            "questions": point.row_keys,
+            "label": point.main.label,
+            "metrics": metrics,
+        }
+    except Exception as error:
+        # One failing point must not take the others with it.
+        record["error"] = str(error) if isinstance(error, SahError) else traceback.format_exc()
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_json(folder / JOB_FILE, plain_json(record))
+
+
+def _labelled(point: ReportPoint, name: str) -> ReportPoint:
+    return dataclasses.replace(point, label=name, summary=dataclasses.replace(point.summary, label=name))

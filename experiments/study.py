@@ -16,6 +16,9 @@ from sah.report.summary import PointSummary, summarise_point
 FAST = ["model=tiny", "tracker=none", "dataset.length=512", "dataset.num_examples=2", "dataset.depths=2"]
 """Overrides of the fast form, which shows that a study runs; its scores mean nothing."""
 
+FAST_PROSE = ["model=tiny", "tracker=none", "dataset.length=256", "dataset.continuation=16", "dataset.num_examples=2"]
+"""The same for prose."""
+
 
 @dataclass(frozen=True)
 class Options:

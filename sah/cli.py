@@ -24,6 +24,8 @@ _USAGE_EXIT = 2
 def main() -> None:
     """Run the command in `sys.argv`. Without arguments the help is shown."""
     program, *arguments = sys.argv
+    if arguments in ([], ["-h"], ["--help"]):
+        raise SystemExit(run_terminal("help", []))
     if arguments and arguments[0] == "fetch":
         raise SystemExit(fetch(arguments[1:]))
     if arguments and arguments[0] in TERMINAL_COMMANDS:
@@ -42,8 +44,6 @@ def main() -> None:
         return
     if arguments and arguments[0] == "run":
         arguments = arguments[1:]
-    elif not arguments:
-        arguments = ["--help"]
     elif re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):
         meant = closest(arguments[0], COMMANDS)
         print_error(

@@ -1,1 +1,1 @@
-"""Score over density for three methods."""
+"""Score, likelihood and error of every method over density."""

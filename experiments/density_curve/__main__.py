@@ -1,4 +1,4 @@
-"""Runs the sweep of conf/experiment/density_curve.yaml and writes its table and figure: see README.md beside this file.
+"""Runs all methods on a needle and on prose and writes tables and figures: see README.md beside this file.
 
 python -m experiments.density_curve
 """
@@ -7,19 +7,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.study import parse_options, run_preset, write_block
-from sah.report.figures import density_curve
-from sah.report.table import markdown_table, speed_note
+from experiments.methods import (
+    ADAPTIVE,
+    ADAPTIVE_SIZES,
+    MAGICPIG,
+    MAGICPIG_TABLES,
+    Settings,
+    adaptive,
+    magicpig,
+    top_p,
+    with_densities,
+)
+from experiments.pages import draw, point_table
+from experiments.points import run_points
+from experiments.study import FAST_PROSE, parse_options, write_block
+
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.4)
+BUDGETED = ("topk", "quest", "double_sparsity", "streaming_llm", "random")
+
+METHODS: Settings = {
+    **{name: with_densities(DENSITIES, f"masker={name}") for name in BUDGETED},
+    "topp": top_p(0.75, 0.9, 0.97),
+    ADAPTIVE: adaptive(*ADAPTIVE_SIZES),
+    MAGICPIG: magicpig(*MAGICPIG_TABLES),
+}
+"""Every method that exists; the densities of the last three follow from the attention itself."""
 
 
 def main() -> None:
-    """Run, then write the figure and the page's table."""
+    """Run, then write the figures and the page's tables."""
     options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent)
-    points = [point for point, _ in run_preset("density_curve", options)]
-    options.folder.mkdir(parents=True, exist_ok=True)
-    density_curve(points, options.folder / "density_curve.png")
+    needle = run_points("density_curve", options, METHODS)
+    draw(needle, options.folder, "needle", ["density"])
+    prose = run_points("density_curve_prose", options, METHODS, FAST_PROSE)
+    draw(prose, options.folder, "prose", ["perplexity", "kl", "output-error"])
     page = options.folder / "README.md"
-    write_block(page, "result", f"{markdown_table(points)}\n{speed_note(points)}")
+    write_block(page, "result", f"### Needle\n\n{point_table(needle)}\n### Prose\n\n{point_table(prose)}")
     print(f"Page: {page}")
 
 

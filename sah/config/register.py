@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def _groups_text() -> str:
             continue
         for file in Path(source.path).glob("*/*.yaml"):
             options.setdefault(file.parent.name, set()).add(file.stem)
+    return groups_text(options)
+
+
+def groups_text(options: Mapping[str, Iterable[str]]) -> str:
+    """Write groups and their options for the help.
+
+    Args:
+        options: Group to the names of its options.
+
+    Returns:
+        One line a group, presets last.
+    """
     lines = []
     for group in sorted(options, key=lambda name: (name == "experiment", name)):
         shown = f"+{group}" if group == "experiment" else group

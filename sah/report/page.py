@@ -24,8 +24,8 @@ from sah.report.verdict_lines import judged, verdict_word
 from sah.results.rows import plain_json
 
 PAGE = "index.html"
-MARK = Path("data") / "index.js"
-"""Written last; a folder that has it holds an earlier report, whose files may go."""
+_MARK = Path("assets") / "core.js"
+"""Written first; a folder that has it holds an earlier report, whose files may go."""
 
 Files = dict[tuple[str, str], Mapping[str, str]]
 
@@ -51,10 +51,7 @@ def write_report(data: ReportData, output: Path) -> Path:
         for part in parts:
             for place, point in zip(part.places, () if part.needles else part.points, strict=True):
                 _script(output / "data" / f"p{place}.js", f"p{place}", point_file(point))
-        for asset in importlib.resources.files("sah.report").joinpath("assets").iterdir():
-            target = output / PAGE if asset.name == PAGE else output / "assets" / asset.name
-            target.write_bytes(asset.read_bytes())
-        _script(output / MARK, "index", index(data, parts, files, notes))
+        _script(output / "data" / "index.js", "index", index(data, parts, files, notes))
     except OSError as error:
         raise StateError(
             f"The report cannot be written to {output}: {error.strerror or error}. "
@@ -64,12 +61,15 @@ def write_report(data: ReportData, output: Path) -> Path:
 
 
 def _make_room(output: Path) -> None:
-    if output.is_dir() and not (output / MARK).is_file() and any(output.iterdir()):
-        unfinished = {path.name for path in output.iterdir()} <= {"assets", "data", "figures", PAGE}
-        if not unfinished:
-            raise StateError(f"{output} holds something else than a report. Choose another folder with --output DIR.")
+    """Make the folder, with the files that are the same in every report, and take an earlier report's data away."""
+    if output.is_dir() and not (output / _MARK).is_file() and any(output.iterdir()):
+        raise StateError(f"{output} holds something else than a report. Choose another folder with --output DIR.")
     for name in ("assets", "data", "figures"):
         (output / name).mkdir(parents=True, exist_ok=True)
+    assets = sorted(importlib.resources.files("sah.report").joinpath("assets").iterdir(), key=lambda asset: asset.name)
+    for asset in assets:
+        target = output / PAGE if asset.name == PAGE else output / "assets" / asset.name
+        target.write_bytes(asset.read_bytes())
     for pattern in ("data/*.js", "figures/*.png", "figures/*.svg", "figures/*.csv"):
         for old in output.glob(pattern):
             old.unlink()

@@ -48,11 +48,8 @@ def _measured(
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("sparse_in", "sparse in", "phases that ran sparse, with layers that stayed dense", None,
-           lambda p: p.summary.sparse_in),
-    Column("questions", "questions", "answered and scored by both arms", None, lambda p: p.summary.questions),
-    Column("failed", "failed", "questions without an answer or a score, in either arm", None,
-           lambda p: p.summary.failed),
+    Column("density", "density measured", "keys kept over keys allowed, mean over layers, heads and sparse queries", 4,
+           lambda p: p.summary.density_measured),
     Column("dense", "dense score", "score of dense attention on the same questions", 3, lambda p: p.summary.dense),
     _measured("sparse", "sparse score", "score of sparse attention, with its 95 % interval", 3, curves.score),
     _measured("difference", "difference", "mean paired difference, sparse minus dense, with its 95 % interval", 3,
@@ -61,20 +58,16 @@ COLUMNS: tuple[Column, ...] = (
            "of comparisons", 4, lambda p: p.summary.p_corrected if p.summary.compared else p.summary.p_value),
     Column("contexts", "contexts", "distinct contexts of these questions; intervals are clustered by them", None,
            lambda p: p.summary.contexts),
-    Column("density_requested", "density asked", "share of allowed keys that the recipe aims at", 4,
-           lambda p: p.summary.density_requested),
-    Column("density", "density measured", "keys kept over keys allowed, mean over layers, heads and sparse queries", 4,
-           lambda p: p.summary.density_measured),
-    Column("bytes", "KV bytes a token", "bytes of keys and values, and of what stands for them, that a decoded token "
-           "reads", 0, lambda p: curves.number(p.summary.decode_kv_bytes)),
-    Column("output_error", "output error", "relative output error of attention (norm over norm)", 4,
-           lambda p: p.summary.output_error),
     _measured("kl", "KL", "divergence of next-token distributions from dense, nats a token", 4,
               partial(curves.fidelity, name="kl")),
     _measured("top1", "top-1", "share of tokens whose likeliest next token is dense's", 3,
               partial(curves.fidelity, name="top1_agreement")),
+    Column("output_error", "output error", "relative output error of attention (norm over norm)", 4,
+           lambda p: p.summary.output_error),
     Column("perplexity", "perplexity", "of the text's own tokens; lower is better", 3,
            lambda p: curves.perplexity(p)[0]),
+    Column("bytes", "KV bytes a token", "bytes of keys and values, and of what stands for them, that a decoded token "
+           "reads", 0, lambda p: curves.number(p.summary.decode_kv_bytes)),
     Column("question_ms", "question ms", "milliseconds until the first token", 0, lambda p: _time(p, "question")),
     Column("decode_ms", "decode ms a token", "milliseconds a further token; timed runs where there are any", 1,
            lambda p: _time(p, "decode")),
@@ -84,6 +77,13 @@ COLUMNS: tuple[Column, ...] = (
            "keys is in it", 0, lambda p: p.summary.attention_ms[0 if p.is_dense else 1]),
     Column("selection_ms", "choosing keys ms", "the part of it that went into choosing keys", 0,
            lambda p: p.summary.selection_ms),
+    Column("density_requested", "density asked", "share of allowed keys that the recipe aims at", 4,
+           lambda p: p.summary.density_requested),
+    Column("sparse_in", "sparse in", "phases that ran sparse, with layers that stayed dense", None,
+           lambda p: p.summary.sparse_in),
+    Column("questions", "questions", "answered and scored by both arms", None, lambda p: p.summary.questions),
+    Column("failed", "failed", "questions without an answer or a score, in either arm", None,
+           lambda p: p.summary.failed),
 )  # fmt: skip
 
 

@@ -50,8 +50,8 @@ def draw_plot(plot: Plot, stem: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained", dpi=_DPI)
-    FigureCanvasAgg(figure)
+    figure: Any = Figure(layout="constrained", dpi=_DPI)
+    png: Any = FigureCanvasAgg(figure)
     if isinstance(plot, GridPlot):
         _draw_grids(figure, plot)
     else:
@@ -74,8 +74,9 @@ def draw_plot(plot: Plot, stem: Path) -> None:
     if engine is not None:
         engine.execute(figure)
     figure.set_layout_engine("none")
-    FigureCanvasAgg(figure).print_png(stem.with_suffix(".png"))
-    FigureCanvasSVG(figure).print_svg(stem.with_suffix(".svg"), metadata={"Date": None})
+    png.print_png(stem.with_suffix(".png"))
+    svg: Any = FigureCanvasSVG(figure)
+    svg.print_svg(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
 def _cut(name: str) -> str:

@@ -21,11 +21,11 @@ GROUP_COLUMNS = (
     "contexts",
     "to prefill",
     "tokens",
-    "answers there",
+    "rows there",
     "to compute",
     "time, rough",
 )
-POINT_COLUMNS = ("job", "setting", "answers there", "point", "overrides")
+POINT_COLUMNS = ("job", "setting", "rows there", "point", "overrides")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class GroupSummary:
     """Workers that have something to do: a context is answered by one of them. 0 where nothing is left to compute."""
     tokens: int
     """Tokens of the contexts to prefill, from a sample of them."""
-    answers_there: int
+    rows_there: int
+    """Answers, and readings of dense answers by sparse settings."""
     to_compute: int
     seconds: float
     """Rough time of prefills and answers, of all workers together."""
@@ -65,8 +66,8 @@ class PointLine:
 
     job: int
     setting: str
-    answers_there: int
-    answers: int
+    rows_there: int
+    rows: int
     point: str | None
     """Its id; None for a job that cannot be planned."""
     overrides: str
@@ -176,7 +177,7 @@ def _group_cells(group: GroupSummary) -> list[str]:
         group.contexts,
         group.to_prefill,
         group.tokens,
-        group.answers_there,
+        group.rows_there,
         group.to_compute,
     )
     time = duration(group.seconds) if group.to_compute else "-"
@@ -184,8 +185,8 @@ def _group_cells(group: GroupSummary) -> list[str]:
 
 
 def _point_cells(point: PointLine) -> list[str]:
-    there = "-" if point.point is None else f"{point.answers_there}/{point.answers}"
-    if point.point is not None and point.answers_there == point.answers:
+    there = "-" if point.point is None else f"{point.rows_there}/{point.rows}"
+    if point.point is not None and point.rows_there == point.rows:
         there += " done"
     note = f" ({point.note})" if point.note else ""
     return [str(point.job), point.setting, there, point.point or "-", point.overrides + note]

@@ -66,10 +66,13 @@ def point_summary(point: ReportPoint) -> dict[str, Any]:
         point: The point.
 
     Returns:
-        JSON data; `detail` is its `metrics.json`.
+        JSON data; `detail` is its `metrics.json` without the figures of single heads, which heatmaps show.
     """
     words = {"verdict": verdict_word(point), "verdict_text": verdict_text(point)}
-    return {**asdict(point.summary), **words, **point_metrics(point), "detail": dict(point.metrics)}
+    detail = dict(point.metrics)
+    if isinstance(sparse := detail.get("sparse"), Mapping):
+        detail["sparse"] = {name: part for name, part in sparse.items() if name != "attention_by_head"}
+    return {**asdict(point.summary), **words, **point_metrics(point), "detail": detail}
 
 
 def predictions_table(point: ReportPoint) -> Table:
@@ -148,7 +151,11 @@ def sweep_figures(data: ReportData) -> dict[str, dict[str, Any]]:
         for plot in (*part.plots, *part.head_plots):
             if isinstance(plot, GridPlot):
                 plot = dataclasses.replace(plot, grids=plot.grids[:_MOST_GRIDS])
-            plots[plot.slug if len(parts) == 1 else f"{part.slug}/{plot.slug}"] = plot
+            name = plot.slug
+            if len(parts) > 1:
+                name = f"{part.slug}/{plot.slug}"
+                plot = dataclasses.replace(plot, title=f"{plot.title}<br><sub>{part.title}</sub>")
+            plots[name] = plot
     return {name: plotly_figure(plot) for name, plot in plots.items()}
 
 

@@ -19,7 +19,7 @@ import torch
 from sah.adapters.kv_cache import KVShape, kv_shape
 from sah.errors import StateError
 from sah.results.files import read_json
-from sah.results.store import POINT_FILE, PREDICTIONS_FILE, SCORES_FILE, StoredPoint, read_point
+from sah.results.store import FIDELITY_FILE, POINT_FILE, PREDICTIONS_FILE, SCORES_FILE, StoredPoint, read_point
 
 ROW_BYTES = 1400
 """Bytes of an answer in a point's folder: 1,336 for a prediction and its scores after `python -m sah.run -m
@@ -137,9 +137,9 @@ def find_rates(cost: ModelCost, identity: dict[str, Any], output_dir: Path, widt
     speeds: list[float] = []
     stored, rows = 0, 0
     for point in _points_of(identity, output_dir):
-        files = [point.folder / name for name in (PREDICTIONS_FILE, SCORES_FILE)]
+        files = [point.folder / name for name in (PREDICTIONS_FILE, FIDELITY_FILE, SCORES_FILE)]
         stored += sum(path.stat().st_size for path in files if path.exists())
-        rows += len(point.predictions)
+        rows += len(point.predictions) + len(point.fidelity)
         for row in point.predictions.values():
             if row.prefill_reused is False and row.prefill_seconds and row.kv_len:
                 speeds.append(cost.prefill(row.kv_len) / row.prefill_seconds)

@@ -50,8 +50,8 @@ class GroupSummaries:
         folder = self._folder(point)
         to_prefill = [work for work in lacking if not folder.holds(point.model, work.example.context)]
         complete = [member for member in group.points if _is_complete(member)]
-        answers = {(arm.store.id, key): key in arm.done for p in group.points for arm in p.arms for key in p.row_keys}
-        to_compute = sum(len(work.pending) for work in works)
+        rows = {(arm.store.id, n): n in arm.done for p in group.points for arm in p.arms for n in p.names(arm)}
+        to_compute = sum(work.rows for work in works)
         tokens, seconds, new_bytes, context_bytes, basis = 0.0, 0.0, 0.0, 0.0, ""
         if works:
             cost = ModelCost(point.model.adapter.model)
@@ -73,7 +73,7 @@ class GroupSummaries:
             stored=len(lacking) - len(to_prefill),
             busy_workers=min(self._workers, len(works)),
             tokens=round(tokens),
-            answers_there=sum(answers.values()),
+            rows_there=sum(rows.values()),
             to_compute=to_compute,
             seconds=seconds,
             new_bytes=new_bytes,
@@ -90,25 +90,28 @@ class GroupSummaries:
     def _rates_of(self, point: Point, cost: ModelCost, works: Sequence[ContextWork]) -> Rates:
         key = (str(point.model.identity), point.experiment.output_dir)
         if key not in self._rates:
-            together = min(round(mean(len(work.pending) for work in works)), _WIDEST)
+            together = min(round(mean(max(len(work.pending), len(work.forced)) for work in works)), _WIDEST)
             self._rates[key] = find_rates(cost, point.model.identity, point.experiment.output_dir, together)
         return self._rates[key]
 
 
 def _is_complete(point: Point) -> bool:
-    return all(key in arm.done for arm in point.arms for key in point.row_keys)
+    return all(name in arm.done for arm in point.arms for name in point.names(arm))
 
 
 def _answering(group: Group, works: Sequence[ContextWork], cost: ModelCost, length: Callable[[str], float]) -> float:
-    """Count the operations of all missing answers, each as long as it may become."""
+    """Count the operations of all missing rows, each answer as long as it may become."""
     options = [setting.experiment.generation for setting in group.spec().settings]
     total = 0.0
     for work in works:
         context = length(work.example.context)
-        for setting, index in work.pending:
+        # A text that is given is read once, whatever rows are made of it.
+        texts = {place for place in (*work.pending, *work.forced) if work.example.questions[place[1]].likelihood}
+        asked = [place for place in (*work.pending, *work.forced) if place not in texts]
+        for setting, index in [*texts, *asked]:
             question = work.example.questions[index]
-            tokens = length(question.text) + options[setting].limit(question.max_new_tokens)
-            total += cost.answer(context, tokens)
+            answer = 0 if question.likelihood else options[setting].limit(question.max_new_tokens)
+            total += cost.answer(context, length(question.text) + answer)
     return total
 
 

@@ -108,8 +108,8 @@ def _prepare(jobs: Sequence[Job], session: Session) -> tuple[dict[int, Point], d
 
 
 def _line(job: Job, point: Point, text: str, note: str) -> PointLine:
-    there = sum(key in arm.done for arm in point.arms for key in point.row_keys)
-    total = len(point.arms) * len(point.row_keys)
+    names = [(arm, name) for arm in point.arms for name in point.names(arm)]
+    there, total = sum(name in arm.done for arm, name in names), len(names)
     return PointLine(job.number, point.main.label, there, total, point.main.store.id, text, note)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sah.report.load import POINTS, ReportPoint
 from sah.report.summary import summarise_point
 from sah.report.tracked import AXIS, PREDICTIONS, point_figures, point_metrics, point_summary, predictions_table
 from sah.results.redact import redacted
 from sah.results.store import read_point
-from sah.runners.point import Point
 from sah.tracking.base import RunInfo, Tracker
 from sah.tracking.safe import SafeTracker
+
+if TYPE_CHECKING:
+    from sah.runners.point import Point
 
 
 def run_info(point: Point, config: dict[str, Any], folder: Path, sweep: str | None) -> RunInfo:

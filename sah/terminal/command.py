@@ -11,7 +11,7 @@ from importlib import import_module
 from sah.console import print_error
 from sah.errors import SahError
 
-COMMANDS: tuple[str, ...] = ("show", "compare", "ls", "validate", "doctor")
+COMMANDS: tuple[str, ...] = ("validate", "show", "compare", "ls", "doctor", "help")
 """Each is the module of its name in this package, with a function `main(arguments) -> int`."""
 
 INTERRUPTED = 130

@@ -27,7 +27,7 @@ _EXAMPLES = """\
 _PRIVATE = "hydra"
 """The group that is no matter of an experiment."""
 
-_COMMAND = re.compile(r"python -m sah\.\w+")
+_COMMAND = re.compile(r"python -m [\w.]+")
 _SENTENCE_END = re.compile(r"(?<=[.;])\s+(?=[A-Z(])")
 
 

@@ -9,14 +9,48 @@ from rich.console import Console
 from sah.report.curves import dense_band, density_curves, fidelity, main_metric, method_labels
 from sah.report.grids import layer_head
 from sah.report.load import ReportPoint
+from sah.report.table import difference, number, terminal_table
 from sah.terminal.screen import grid, interval, resampled, show_columns, show_line, show_title, sparkline
 
 _MOST_BLOCKS = 60
+_WIDE = 140
+_COMPACT = ("setting", "questions", "dense", "sparse", "difference", "verdict", "density")
 _MOST_LINES = 24
 """Lines of one kind that are shown; the point table holds all points."""
 
 _FIDELITY = {"kl": ("KL, nats a token", 4), "top1_agreement": ("top-1 agreement", 3)}
 _LIKELIHOOD = {"log_likelihood_difference": ("log-likelihood of dense's answer, sparse - dense", 4)}
+
+
+def show_table(points: Sequence[ReportPoint], title: str, target: Console) -> None:
+    """Print the table of points; on a narrow terminal the columns that are needed to judge them.
+
+    Args:
+        points: Of one group.
+        title: What stands above.
+        target: Where to.
+    """
+    if target.width >= _WIDE:
+        target.print(terminal_table([point.summary for point in points], title))
+        return
+    show_line(target, title, "bold")
+    summaries = [point.summary for point in points]
+    names = [point.name for point in points if point.is_dense] + [name for name, _ in _named(points)]
+    by_name = [p for p in summaries if p.sparse_in is None] + [p for p in summaries if p.sparse_in is not None]
+    lines = [
+        [
+            name,
+            str(point.questions) + (f" ({point.failed} failed)" if point.failed else ""),
+            number(point.dense, 3),
+            number(point.sparse, 3),
+            difference(point),
+            point.shown_verdict or "-",
+            number(point.density_measured, 4),
+        ]
+        for name, point in zip(names, by_name, strict=True)
+    ]
+    target.print(grid(_COMPACT, lines, left=(0, 5)))
+    show_line(target, f"All columns need a width of {_WIDE}: widen the terminal, or pipe this into less -S.")
 
 
 def show_curves(points: Sequence[ReportPoint], target: Console) -> None:

@@ -14,12 +14,12 @@ from rich.console import Console
 from sah.console import print_error
 from sah.errors import StateError
 from sah.report.load import ReportData, ReportPoint, load_report
-from sah.report.table import speed_note, terminal_table
+from sah.report.table import speed_note
 from sah.report.verdict_lines import headline, judged
 from sah.results.sweep_file import SWEEP_FILE
 from sah.terminal.command import parser
 from sah.terminal.points import find_points, no_such_point
-from sah.terminal.profiles import show_curves, show_fidelity, show_layers
+from sah.terminal.profiles import show_curves, show_fidelity, show_layers, show_table
 from sah.terminal.screen import console, shortened, show_json, show_line, show_title
 
 _EXAMPLES = """\
@@ -108,7 +108,7 @@ def _show_report(data: ReportData, target: Console) -> None:
     for title, points in data.groups().items():
         summaries = [point.summary for point in points]
         target.print()
-        target.print(terminal_table(summaries, title))
+        show_table(points, title, target)
         show_line(target, headline(points))
         show_curves(points, target)
         show_layers(points, target)

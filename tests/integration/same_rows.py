@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sah.results.rows import PredictionRow
+from sah.results.store import StoredPoint
 from tests.integration.running import lines, stored
 
 CLOSE = ("density_measured", "density_by_phase", "output_error")
@@ -31,6 +32,25 @@ def check_same_rows(expected: Path, folder: Path) -> None:
             assert exact_after == exact, f"{point.label}, row {key}"
             assert close_after == pytest.approx(close, abs=1e-6), f"{point.label}, row {key}"
         assert after[name].scores == point.scores
+        check_same_fidelity(point, after[name])
+
+
+def check_same_fidelity(expected: StoredPoint, found: StoredPoint) -> None:
+    """Fail unless two points hold the same rows of `fidelity.jsonl`, each once."""
+    path = found.folder / "fidelity.jsonl"
+    written = path.read_bytes().count(b"\n") if path.exists() else 0
+    assert written == len(found.fidelity), f"{found.label} holds rows of fidelity twice"
+    assert found.fidelity.keys() == expected.fidelity.keys()
+    for key, row in expected.fidelity.items():
+        other = found.fidelity[key]
+        assert (other.status, other.tokens, other.calls_by_layer) == (row.status, row.tokens, row.calls_by_layer)
+        for name in ("kl", "top1_agreement", "log_likelihood", "dense_log_likelihood"):
+            assert getattr(other, name) == pytest.approx(getattr(row, name), abs=1e-3), (
+                f"{found.label}, row {key}: {name}"
+            )
+        assert {layer: errors.queries for layer, errors in other.layers.items()} == {
+            layer: errors.queries for layer, errors in row.layers.items()
+        }
 
 
 def parts(row: PredictionRow) -> tuple[dict[str, Any], dict[str, float]]:

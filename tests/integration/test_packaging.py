@@ -85,6 +85,9 @@ def test_the_wheel_holds_the_package_and_conf_and_nothing_else(wheel):
     }
     inside = {name.removeprefix("sah/conf/") for name in names if name.startswith("sah/conf/")}
     assert inside == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*") if path.is_file()}
+    assets = {f"sah/report/assets/{path.name}" for path in (ROOT / "sah" / "report" / "assets").iterdir()}
+    assert "sah/report/assets/index.html" in assets
+    assert assets <= set(names)
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {str(path.relative_to(ROOT)) for path in (ROOT / "sah").rglob("*.py")}
 

@@ -49,7 +49,7 @@ def test_a_plan_before_and_after_the_run(work: Work, monkeypatch: pytest.MonkeyP
     assert list(Path().iterdir()) == [], "a plan leaves nothing behind"
     assert work.counts == (0, 0, 0)
     ((*counts, tokens, there, missing),) = shown_groups(before.out)
-    assert (counts, there, missing) == ([4, 0, 2, 2], 0, 2 * 5)
+    assert (counts, there, missing) == ([4, 0, 2, 2], 0, 2 * (5 + 4))
     assert "Rough estimate" in before.out and "matrix products timed on this machine" in before.out
 
     assert run("-m", *SWEEP).code == 0
@@ -60,7 +60,7 @@ def test_a_plan_before_and_after_the_run(work: Work, monkeypatch: pytest.MonkeyP
     work.clear()
     after = plan(*SWEEP)
     assert [words[:4] for words in shown_points(after.out)] == [
-        [str(number), record["label"], "4/4", "done"] for number, record in enumerate(jobs())
+        [str(number), record["label"], "6/6", "done"] for number, record in enumerate(jobs())
     ]
     assert [words[4] for words in shown_points(after.out)] == [record["point"] for record in jobs()]
     assert [words[3] for words in shown_points(before.out)] == [record["point"] for record in jobs()]
@@ -69,7 +69,7 @@ def test_a_plan_before_and_after_the_run(work: Work, monkeypatch: pytest.MonkeyP
 
     more = plan("masker=topk,random", "density=0.05,0.1,0.2")
     (figures,) = shown_groups(more.out)
-    assert figures[:4] == [6, 4, 2, 2] and figures[5:] == [10, 4], "dense answers are not computed again"
+    assert figures[:4] == [6, 4, 2, 2] and figures[5:] == [18, 8], "dense answers are not computed again"
     assert "the prefill times of rows that are there" in more.out
 
 
@@ -108,7 +108,7 @@ def test_equal_points_are_named() -> None:
 def test_what_cannot_be_planned_is_named() -> None:
     done = plan("masker=topk", "model.name=tiny:llama,./nowhere")
     assert done.code == 0
-    assert [words[2] for words in shown_points(done.out)] == ["0/4", "-"]
+    assert [words[2] for words in shown_points(done.out)] == ["0/6", "-"]
     assert "there is no such folder" in done.out and "Traceback" not in done.text
 
 

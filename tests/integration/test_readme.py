@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report_folder import Sweep, make_sweep
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
@@ -19,6 +21,8 @@ COMMANDS = list(
         [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()] + INLINE
     )
 )
+SWEEP = "outputs/sweeps/DATE/TIME"
+"""Where the README means a sweep of the reader's own."""
 TINY_NEEDLE = ["dataset.length=512", "dataset.num_examples=1", "dataset.depths=1"]
 
 
@@ -76,6 +80,14 @@ def test_command(command: str, tmp_path: Path, request: pytest.FixtureRequest) -
     elif words[:3] == ["python", "-m", "sah.plan"]:
         done = run([sys.executable, *words[1:], *short_overrides(words, tmp_path)])
         assert "Composed, checked and planned in" in done.stdout, done.stderr
+    elif words[:4] == ["python", "-m", "sah.report", "wandb"]:
+        assert run([sys.executable, "-m", "sah.run", *short_overrides([], tmp_path)]).returncode == 0
+        done = run([sys.executable, *words[1:4], str(tmp_path), "--offline"])
+        assert (tmp_path / "wandb_report" / "report.html").is_file(), done.stderr
+    elif words[:3] == ["python", "-m", "sah.report"] and words[3] != "wandb":
+        sweep = make_sweep(tmp_path, Sweep(methods=1, densities=(0.1,), contexts=2))
+        done = run([sys.executable, *words[1:3], *(str(sweep) if word == SWEEP else word for word in words[3:])])
+        assert (sweep / "report" / "index.html").is_file(), done.stderr
     elif words == ["python", "-m", "benchmarks.sweep"]:
         # tests/integration/test_benchmark_sweep.py measures all parts.
         done = run([sys.executable, *words[1:], "--fast", "--parts", "plan"])

@@ -33,8 +33,9 @@ KILLED = ("masker=topk", "dataset.num_examples=4", "generation.max_new_tokens=12
 
 
 def rows_on_disk(folder: Path) -> int:
-    """Count the whole lines of all points."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("points/*/predictions.jsonl"))
+    """Count the whole lines of all points, of both kinds."""
+    files = [path for name in ("predictions", "fidelity") for path in folder.glob(f"points/*/{name}.jsonl")]
+    return sum(path.read_bytes().count(b"\n") for path in files)
 
 
 def check_against(undisturbed: Path, resumed: Path) -> None:

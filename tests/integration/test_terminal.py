@@ -102,6 +102,10 @@ def test_help_and_unknown_commands():
     done = console_script("--help")
     for name in ("plan", "validate", "show", "compare", "report", "ls", "doctor", "fetch"):
         assert f"\n  sah {name} " in done.stdout
+    composed = subprocess.run(
+        [sys.executable, "-m", "sah.run", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == composed.stdout == console_script().stdout == console_script("help").stdout
     done = console_script("shwo")
     assert done.returncode == 2
     assert "There is no command 'shwo'." in done.stderr and "Did you mean: sah show?" in done.stderr.replace("\n", " ")

@@ -85,6 +85,7 @@ def check_spec(spec: dict[str, Any], folder: Path) -> None:
     assert chosen(spec)["points"] == {record["point"] for record in records}
 
 
+@pytest.mark.slow
 def test_without_tracking_or_server_the_report_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     from sah.report.wandb_report import main
 

@@ -39,12 +39,17 @@ sah.h = (tag, settings, ...children) => {
   return made;
 };
 
+sah.muted = (...children) => sah.h("span", { class: "muted" }, ...children);
+sah.open = (place, text) => sah.h("a", { href: `#/p/${place}` }, text);
+sah.facts = (entries) => entries.flatMap(([name, value]) => [sah.h("dt", null, name), sah.h("dd", null, value)]);
+
 sah.fixed = (value, digits, signed = false) => {
   if (typeof value !== "number") return "–";
   if (digits === null || digits === undefined || (digits === 0 && Math.abs(value) >= 1e4)) {
     return Number.isInteger(value) || Math.abs(value) >= 1e4 ? Math.round(value).toLocaleString("en") : `${value}`;
   }
-  const text = Math.abs(value) > 0 && Math.abs(value) < 0.5 * 10 ** -digits ? value.toExponential(1) : value.toFixed(digits);
+  const tiny = value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits;
+  const text = tiny ? value.toExponential(1) : value.toFixed(digits);
   return signed && value >= 0 ? `+${text}` : text.replace("-", "−");
 };
 
@@ -92,7 +97,8 @@ sah.marker = (kind, x, y, size) => {
     () => `M${x},${y + s * 1.2}L${x + s * 1.15},${y - d}L${x - s * 1.15},${y - d}Z`,
     () => `M${x - near},${y - s}h${2 * near}v${s - near}h${s - near}v${2 * near}h${near - s}v${s - near}h${-2 * near}` +
       `v${near - s}h${near - s}v${-2 * near}h${s - near}Z`,
-    () => `M${x - s},${y - s * 0.5}L${x},${y - s * 1.2}L${x + s},${y - s * 0.5}L${x + s * 0.6},${y + s}H${x - s * 0.6}Z`,
+    () => `M${x - s},${y - s * 0.5}L${x},${y - s * 1.2}L${x + s},${y - s * 0.5}` +
+      `L${x + s * 0.6},${y + s}H${x - s * 0.6}Z`,
   ];
   return shapes[kind]();
 };

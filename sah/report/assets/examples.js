@@ -7,28 +7,36 @@
 
   const text = (answer) => (answer ? answer.text ?? "" : "");
   const score = (row, arm) => row[arm]?.score;
-  const loss = (row) => (score(row, "dense") === undefined || score(row, "sparse") === undefined ? null : score(row, "dense") - score(row, "sparse"));
-  const failed = (row) => ["dense", "sparse"].some((arm) => row[arm] && (row[arm].status !== "ok" || row[arm].score === undefined));
+  const loss = (row) => {
+    const [dense, sparse] = [score(row, "dense"), score(row, "sparse")];
+    return dense === undefined || sparse === undefined ? null : dense - sparse;
+  };
+  const lacking = (answer) => answer && (answer.status !== "ok" || answer.score === undefined);
+  const failed = (row) => lacking(row.dense) || lacking(row.sparse);
+  const differs = (row) => row.dense && row.sparse && text(row.dense).trim() !== text(row.sparse).trim();
   const main = (data, row) => score(row, data.isDense ? "dense" : "sparse");
 
   const FILTERS = {
     all: ["all questions", () => true],
-    differs: ["text differs from dense", (row) => row.dense && row.sparse && text(row.dense).trim() !== text(row.sparse).trim()],
+    differs: ["text differs from dense", differs],
     worse: ["scored below dense", (row) => loss(row) !== null && loss(row) > 0],
     better: ["scored above dense", (row) => loss(row) !== null && loss(row) < 0],
     wrong: ["score below 1", (row, data) => main(data, row) !== undefined && main(data, row) < 1],
     right: ["score 1", (row, data) => main(data, row) === 1],
     failed: ["failed or not scored", failed],
   };
+  const MARKS = { loss: ["worse", "▼ loss"], gain: ["better", "▲ gain"] };
+  const TITLES = { dense: "Dense", sparse: "Sparse" };
   const SPARSE_ONLY = ["differs", "worse", "better"];
 
   sah.examples = (data) => {
     const names = Object.keys(FILTERS).filter((name) => !data.isDense || !SPARSE_ONLY.includes(name));
-    const counts = Object.fromEntries(names.map((name) => [name, data.rows.filter((row) => FILTERS[name][1](row, data)).length]));
+    const count = (name) => data.rows.filter((row) => FILTERS[name][1](row, data)).length;
     const kind = h("select", { id: "example-filter", "aria-label": "Questions to show" },
-      names.map((name) => h("option", { value: name }, `${FILTERS[name][0]} (${counts[name]})`)));
+      names.map((name) => h("option", { value: name }, `${FILTERS[name][0]} (${count(name)})`)));
     const order = h("select", { "aria-label": "Order of questions" }, h("option", { value: "" }, "in order"),
-      data.isDense ? null : h("option", { value: "loss" }, "largest loss first"), h("option", { value: "score" }, "lowest score first"));
+      data.isDense ? null : h("option", { value: "loss" }, "largest loss first"),
+      h("option", { value: "score" }, "lowest score first"));
     const words = h("input", { type: "search", placeholder: "Search answers", "aria-label": "Search answers" });
     const list = h("div", { id: "examples" });
     const pager = h("nav", { class: "pager", "aria-label": "Pages of questions" });
@@ -36,7 +44,8 @@
 
     const found = () => {
       const asked = words.value.toLowerCase();
-      const rows = data.rows.filter((row) => FILTERS[kind.value][1](row, data) && (!asked || everything(row).includes(asked)));
+      const fits = (row) => FILTERS[kind.value][1](row, data) && (!asked || everything(row).includes(asked));
+      const rows = data.rows.filter(fits);
       if (order.value === "loss") rows.sort((a, b) => (loss(b) ?? -Infinity) - (loss(a) ?? -Infinity));
       if (order.value === "score") rows.sort((a, b) => (main(data, a) ?? Infinity) - (main(data, b) ?? Infinity));
       return rows;
@@ -59,7 +68,8 @@
         return button;
       };
       const last = Math.min(rows.length, start + PAGE);
-      pager.replaceChildren(step(-1, "Previous"), h("span", { role: "status" }, rows.length ? `${start + 1} to ${last} of ${rows.length}` : "0"), step(1, "Next"));
+      const told = rows.length ? `${start + 1} to ${last} of ${rows.length}` : "0";
+      pager.replaceChildren(step(-1, "Previous"), h("span", { role: "status" }, told), step(1, "Next"));
       pager.hidden = rows.length <= PAGE;
     };
     const again = () => {
@@ -77,43 +87,46 @@
 
   const card = (data, row) => {
     const number = data.rows.indexOf(row) + 1;
-    const about = Object.entries(row.about).map(([name, value]) => `${name} ${typeof value === "number" ? +value.toFixed(3) : value}`);
-    const wanted = row.answers.length ? h("p", { class: "wanted" }, h("span", { class: "muted" }, row.answers.length > 1 ? "References: " : "Reference: "),
+    const brief = (value) => (typeof value === "number" ? +value.toFixed(3) : value);
+    const about = Object.entries(row.about).map(([name, value]) => `${name} ${brief(value)}`);
+    const wanted = row.answers.length ? h("p", { class: "wanted" },
+      sah.muted(row.answers.length > 1 ? "References: " : "Reference: "),
       row.answers.map((answer, place) => [place ? " · " : "", h("q", null, answer)])) : null;
     const lost = loss(row);
     const mark = lost === null || lost === 0 ? "" : lost > 0 ? "loss" : "gain";
-    const arms = data.isDense ? [arm("Dense", row.dense, pieces(text(row.dense)))] : both(row);
+    const arms = data.isDense ? [arm("dense", row.dense, [text(row.dense)])] : both(row);
     return h("article", { class: `example ${mark}`, "data-key": row.key },
-      h("h4", null, `Question ${number}`, mark ? h("span", { class: `chip ${mark === "loss" ? "worse" : "better"}` }, mark === "loss" ? "▼ loss" : "▲ gain") : null),
+      h("h4", null, `Question ${number}`, mark ? h("span", { class: `chip ${MARKS[mark][0]}` }, MARKS[mark][1]) : null),
       h("p", { class: "muted about" }, about.join(" · ")), wanted,
-      row.prefix ? h("p", { class: "wanted" }, h("span", { class: "muted" }, "Answers begin after: "), h("q", null, row.prefix)) : null,
+      row.prefix ? h("p", { class: "wanted" }, sah.muted("Answers begin after: "), h("q", null, row.prefix)) : null,
       h("div", { class: data.isDense ? "arms one" : "arms" }, arms));
   };
 
   const both = (row) => {
-    if (!row.dense || !row.sparse) return [arm("Dense", row.dense, pieces(text(row.dense))), arm("Sparse", row.sparse, pieces(text(row.sparse)))];
+    if (!row.dense || !row.sparse) return ["dense", "sparse"].map((name) => arm(name, row[name], [text(row[name])]));
     const [dense, sparse, known] = sah.marked(text(row.dense), text(row.sparse));
-    return [arm("Dense", row.dense, dense, known), arm("Sparse", row.sparse, sparse, known)];
+    return [arm("dense", row.dense, dense, known), arm("sparse", row.sparse, sparse, known)];
   };
 
   const arm = (name, answer, content, known = true) => {
-    const box = h("div", { class: `arm ${name.toLowerCase()}` });
+    const box = h("div", { class: `arm ${name}` });
     if (!answer) {
-      box.append(h("p", { class: "arm-head" }, h("strong", null, name)), h("p", { class: "muted" }, "no row"));
+      box.append(h("p", { class: "arm-head" }, h("strong", null, TITLES[name])), h("p", { class: "muted" }, "no row"));
       return box;
     }
     const told = [answer.score === undefined ? "not scored" : `score ${sah.fixed(answer.score, 3)}`];
     if (answer.tokens !== undefined) told.push(sah.plural(answer.tokens, "token"));
     if (answer.stop === "length") told.push("cut at the limit");
     if (answer.density !== undefined) told.push(`density ${sah.fixed(answer.density, 4)}`);
-    box.append(h("p", { class: "arm-head" }, h("strong", null, name), h("span", { class: "muted" }, ` ${told.join(" · ")}`)));
-    if (answer.status !== "ok") box.append(h("p", { class: "alert" }, `${answer.status}: ${answer.error ?? "no reason was noted"}`));
-    else box.append(h("p", { class: "answer", dir: "auto" }, text(answer) === "" ? h("span", { class: "muted" }, "(empty)") : content));
+    box.append(h("p", { class: "arm-head" }, h("strong", null, TITLES[name]), sah.muted(` ${told.join(" · ")}`)));
+    if (answer.status === "ok") {
+      box.append(h("p", { class: "answer", dir: "auto" }, text(answer) === "" ? sah.muted("(empty)") : content));
+    } else {
+      box.append(h("p", { class: "alert" }, `${answer.status}: ${answer.error ?? "no reason was noted"}`));
+    }
     if (!known) box.append(h("p", { class: "muted" }, "Too long for marking differences."));
     return box;
   };
-
-  const pieces = (value) => [value];
 
   // Words of both texts, those that the other lacks marked: the longest common subsequence is what they share.
   sah.marked = (dense, sparse) => {
@@ -140,7 +153,8 @@
     const lengths = Array.from({ length: left.length + 1 }, () => new Uint16Array(right.length + 1));
     for (let i = left.length - 1; i >= 0; i--) {
       for (let j = right.length - 1; j >= 0; j--) {
-        lengths[i][j] = left[i] === right[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
+        const without = Math.max(lengths[i + 1][j], lengths[i][j + 1]);
+        lengths[i][j] = left[i] === right[j] ? lengths[i + 1][j + 1] + 1 : without;
       }
     }
     const inLeft = left.map(() => false), inRight = right.map(() => false);

@@ -3,7 +3,9 @@
 
 (() => {
   const { h } = sah;
-  const STOPS = [[0, 34, 78], [35, 62, 108], [87, 92, 109], [124, 123, 120], [165, 156, 116], [211, 193, 100], [254, 232, 56]];
+  const STOPS = [
+    [0, 34, 78], [35, 62, 108], [87, 92, 109], [124, 123, 120], [165, 156, 116], [211, 193, 100], [254, 232, 56],
+  ];
 
   const colour = (share) => {
     const at = Math.max(0, Math.min(1, share)) * (STOPS.length - 1);
@@ -13,11 +15,13 @@
 
   // Of WCAG; above 0.179 black text has more contrast than white.
   const luminance = (parts) => {
-    const [red, green, blue] = parts.map((part) => part / 255).map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    const [red, green, blue] = parts.map((part) => linear(part / 255));
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
   };
 
-  const every = (names, room, size) => Math.max(1, Math.ceil((Math.max(...names.map((name) => name.length)) * 7 + 8) / room) || 1, size);
+  // Of names in cells of that width, each how manieth has room.
+  const every = (names, width) => Math.ceil((Math.max(...names.map((name) => name.length)) * 7 + 8) / width);
 
   sah.gridDrawing = (plot, grid, width) => {
     const left = 12 + 7 * Math.max(...grid.y.map((name) => name.length));
@@ -42,13 +46,14 @@
           }
         }
         const count = grid.counts ? [sah.plural(grid.counts[down][across], "question")] : [];
-        const lines = [`${grid.title}: ${told}`, `${grid.y_name}: ${grid.y[down]}`, `${grid.x_name}: ${grid.x[across]}`, ...count];
+        const at = [`${grid.y_name}: ${grid.y[down]}`, `${grid.x_name}: ${grid.x[across]}`];
+        const lines = [`${grid.title}: ${told}`, ...at, ...count];
         rect.addEventListener("pointermove", (event) => sah.tip(lines, event));
         rect.addEventListener("pointerleave", () => sah.tip(null));
         if (!rect.parentNode) svg.append(rect);
       });
     });
-    const stepX = every(grid.x, cell, 1);
+    const stepX = every(grid.x, cell);
     grid.x.forEach((name, across) => {
       if (across % stepX) return;
       svg.append(h("text", { x: left + (across + 0.5) * cell, y: height - 8, "text-anchor": "middle" }, name));
@@ -71,7 +76,7 @@
     });
     const bar = h("svg", { width: 140, height: 12, viewBox: "0 0 140 12", "aria-hidden": "true" },
       h("defs", null, gradient), h("rect", { width: 140, height: 12, fill: `url(#${name})` }));
-    return h("div", { class: "scale" }, h("span", null, sah.short(plot.low)), bar, h("span", null, sah.short(plot.high)),
-      h("span", { class: "muted" }, plot.grids[0].value_name));
+    const [low, high] = [plot.low, plot.high].map((end) => h("span", null, sah.short(end)));
+    return h("div", { class: "scale" }, low, bar, high, sah.muted(plot.grids[0].value_name));
   };
 })();

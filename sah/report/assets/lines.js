@@ -119,7 +119,8 @@
       const [px, py] = [x(point.x), y(point.y)];
       if (point.low !== null && point.high !== null && point.low < point.high) {
         const [low, high] = [clamp(point.low > 0 || !plot.y_log ? point.low : point.y), clamp(point.high)];
-        group.append(h("path", { class: "whisker", d: `M${px},${low}V${high}M${px - 4},${low}h8M${px - 4},${high}h8` }));
+        const path = `M${px},${low}V${high}M${px - 4},${low}h8M${px - 4},${high}h8`;
+        group.append(h("path", { class: "whisker", d: path }));
       }
       const interval = point.low === null || point.high === null
         ? "interval not computed"
@@ -141,7 +142,8 @@
   // A line of the legend: its own small drawing of line and marker.
   sah.swatch = (index, joined) => {
     const { colour, marker, dash } = sah.style(index);
-    const svg = h("svg", { width: 30, height: 14, viewBox: "0 0 30 14", "aria-hidden": "true", stroke: colour, fill: colour });
+    const box = { width: 30, height: 14, viewBox: "0 0 30 14", "aria-hidden": "true" };
+    const svg = h("svg", { ...box, stroke: colour, fill: colour });
     if (joined) svg.append(h("path", { class: "line", d: "M1,7H29", "stroke-dasharray": dash }));
     svg.append(h("path", { class: "dot", d: sah.marker(marker, 15, 7, 4.5) }));
     return svg;

@@ -12,17 +12,20 @@
     sah.setTheme(theme);
   });
   sah.setTheme(sah.keep("sah-theme"));
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => sah.setTheme(sah.keep("sah-theme")));
+  const preferred = window.matchMedia("(prefers-color-scheme: dark)");
+  preferred.addEventListener("change", () => sah.setTheme(sah.keep("sah-theme")));
 
   if (!data) {
-    overview.append(h("p", { class: "alert" }, "data/index.js cannot be read: copy the whole folder of the report, or write it again."));
+    overview.append(h("p", { class: "alert" },
+      "data/index.js cannot be read: copy the whole folder of the report, or write it again."));
     return;
   }
   document.title = `${data.title} – sah report`;
   overview.append(...sah.overview(data));
   const groups = data.sections.filter((section) => !section.needles);
   if (data.sections.length > 1 && data.sections.length <= 6) {
-    document.getElementById("sections").append(...data.sections.map((section, place) => h("a", { href: `#${section.slug}`, title: section.title }, `${place + 1}`)));
+    document.getElementById("sections").append(...data.sections.map(({ slug, title }, place) =>
+      h("a", { href: `#${slug}`, title, "aria-label": `Section ${place + 1}: ${title}` }, `${place + 1}`)));
   }
   document.getElementById("sections").append(h("a", { href: "#provenance" }, "Provenance"));
 

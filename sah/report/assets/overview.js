@@ -7,13 +7,15 @@
 
   sah.overview = (data) => {
     const sparse = data.sections.flatMap((section) => section.points).filter((point) => !point.dense).length;
+    const few = data.sections.length <= OPEN_SECTIONS + 1;
+    const written = data.written.replace("T", " ").replace("+00:00", " UTC");
     const made = [
       h("h1", null, `${sah.plural(sparse, "sparse setting")} against dense attention`),
       h("p", { class: "muted path" }, data.folder),
       problems(data), notes(data),
-      ...data.sections.map((section, place) => sectionBox(section, place < OPEN_SECTIONS || data.sections.length <= OPEN_SECTIONS + 1)),
+      ...data.sections.map((section, place) => sectionBox(section, few || place < OPEN_SECTIONS)),
       provenance(data),
-      h("footer", { class: "muted" }, `Written ${data.written.replace("T", " ").replace("+00:00", " UTC")} by sah ${data.version}.`),
+      h("footer", { class: "muted" }, `Written ${written} by sah ${data.version}.`),
     ];
     return made.filter(Boolean);
   };
@@ -23,24 +25,29 @@
     const box = h("section", { class: "alert", "aria-label": "Problems" });
     if (data.failures.length) {
       box.append(h("h2", null, `${sah.plural(data.failures.length, "job")} failed`),
-        h("ul", null, data.failures.map(([overrides, error]) => h("li", null, h("code", null, overrides), h("br"), error))));
+        h("ul", null, data.failures.map(([overrides, error]) =>
+          h("li", null, h("code", null, overrides), h("br"), error))));
     }
     if (data.problems.length) {
       const lines = data.problems.map((problem) => h("li", null, problem));
-      box.append(h("h2", null, data.problems.length === 1 ? "Something could not be read" : `${data.problems.length} things could not be read`), h("ul", null, lines.slice(0, 5)),
-        lines.length > 5 ? h("details", null, h("summary", null, `${lines.length - 5} more`), h("ul", null, lines.slice(5))) : null);
+      const count = lines.length === 1 ? "Something" : `${lines.length} things`;
+      box.append(h("h2", null, `${count} could not be read`), h("ul", null, lines.slice(0, 5)));
+      const rest = lines.slice(5);
+      if (rest.length) box.append(h("details", null, h("summary", null, `${rest.length} more`), h("ul", null, rest)));
     }
     return box;
   };
 
-  const notes = (data) => (data.notes.length ? h("ul", { class: "notes muted" }, data.notes.map((note) => h("li", null, note))) : null);
+  const notes = ({ notes: told }) =>
+    (told.length ? h("ul", { class: "notes muted" }, told.map((note) => h("li", null, note))) : null);
 
   // Figures are made when a section is first opened: a mixed folder may have a hundred of them.
   const sectionBox = (section, open) => {
     const title = section.title.split(", ");
     const count = section.needles ? [] : [sah.plural(section.points.length, "point")];
     const box = h("details", { class: "section", id: section.slug, open },
-      h("summary", null, h("h2", null, title.slice(0, 2).join(", ")), h("span", { class: "muted" }, [...count, ...title.slice(2)].join(" · "))));
+      h("summary", null, h("h2", null, title.slice(0, 2).join(", ")),
+        sah.muted([...count, ...title.slice(2)].join(" · "))));
     let filled = false;
     const fill = () => {
       if (filled || !box.open) return;
@@ -62,8 +69,10 @@
   const verdicts = (section) => {
     const told = section.points.filter((point) => !point.dense);
     const dense = section.points.find((point) => point.dense);
-    const box = h("div", { class: "verdicts" }, h("h3", null, "Verdicts"), h("p", { class: "headline" }, section.headline));
-    const lines = told.map((point) => h("li", null, sah.chip(point.verdict), " ", h("a", { href: `#/p/${point.place}` }, point.text)));
+    const headline = h("p", { class: "headline" }, section.headline);
+    const box = h("div", { class: "verdicts" }, h("h3", null, "Verdicts"), headline);
+    const line = (point) => h("li", null, sah.chip(point.verdict), " ", sah.open(point.place, point.text));
+    const lines = told.map(line);
     const list = h("ul", { class: "lines" }, lines.slice(0, FIRST_LINES));
     if (dense && !told.length) list.append(h("li", null, dense.text));
     box.append(list);
@@ -82,7 +91,8 @@
   const heads = (section) => {
     if (!section.heads.length) return null;
     const known = section.points.filter((point) => section.headPoints.includes(point.name));
-    const picker = h("select", { "aria-label": "Point whose layers and heads are shown" }, known.map((point) => h("option", { value: point.place }, point.name)));
+    const picker = h("select", { "aria-label": "Point whose layers and heads are shown" },
+      known.map((point) => h("option", { value: point.place }, point.name)));
     const room = h("div", { class: "figures" });
     const show = () => sah.load(`p${picker.value}`).then((data) => {
       const files = Object.fromEntries(section.heads.map((plot) => [plot.slug, plot.files]));
@@ -95,9 +105,11 @@
   };
 
   const provenance = (data) => h("section", { id: "provenance" }, h("h2", null, "Provenance"),
-    h("p", { class: "muted" }, "Of the runs that made the rows; where points differ, each value has its number of points. A point's own page has its command."),
+    h("p", { class: "muted" }, "Of the runs that made the rows; where points differ, each value has its number of " +
+      "points. A point's own page has its command."),
     h("dl", { class: "facts" }, data.provenance.flatMap(({ name, values }) => [
       h("dt", null, name),
-      h("dd", { class: values.length > 1 ? "mixed" : null }, values.map(([value, count]) => h("div", null, value, values.length > 1 ? h("span", { class: "muted" }, ` (${sah.plural(count, "point")})`) : null))),
+      h("dd", { class: values.length > 1 ? "mixed" : null }, values.map(([value, count]) =>
+        h("div", null, value, values.length > 1 ? sah.muted(` (${sah.plural(count, "point")})`) : null))),
     ])));
 })();

@@ -8,14 +8,19 @@
   sah.pointTable = (section) => {
     const columns = [
       { key: "name", head: "setting", about: "opens the point and its answers", value: (point) => point.name },
-      { key: "verdict", head: "verdict", about: "against dense on the same questions", value: (point) => ORDER.indexOf(point.verdict) },
+      {
+        key: "verdict", head: "verdict", about: "against dense on the same questions",
+        value: (point) => ORDER.indexOf(point.verdict),
+      },
       ...section.columns.map((column) => ({ ...column, value: (point) => first(point.cells[column.key]) })),
     ];
     const rows = section.points.map((point) => ({ point, row: line(point, section.columns) }));
     const body = h("tbody", null, rows.map(({ row }) => row));
     const heads = columns.map((column) => {
-      const button = h("button", { type: "button", title: column.about }, column.head, h("span", { class: "arrow", "aria-hidden": "true" }));
-      const head = h("th", { scope: "col", "aria-sort": "none", class: isText(column) ? "text" : null, "data-key": column.key }, button);
+      const arrow = h("span", { class: "arrow", "aria-hidden": "true" });
+      const button = h("button", { type: "button", title: column.about }, column.head, arrow);
+      const about = { scope: "col", "aria-sort": "none", class: isText(column) ? "text" : null };
+      const head = h("th", { ...about, "data-key": column.key }, button);
       button.addEventListener("click", () => {
         const rising = head.getAttribute("aria-sort") !== "ascending";
         heads.forEach((other) => other.setAttribute("aria-sort", "none"));
@@ -27,9 +32,12 @@
     });
     const table = h("table", { class: "points" }, h("caption", { class: "offscreen" }, `Points of ${section.title}`),
       h("thead", null, h("tr", null, heads)), body);
-    const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table of points, ${section.title}` }, table);
+    const title = `Table of points, ${section.title}`;
+    const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table);
     const box = h("div", null, section.points.length > 8 ? filter(section, rows) : null, scroll);
-    if (section.empty.length) box.append(h("p", { class: "muted" }, `Not measured in any of these points: ${section.empty.join(", ")}.`));
+    if (section.empty.length) {
+      box.append(h("p", { class: "muted" }, `Not measured in any of these points: ${section.empty.join(", ")}.`));
+    }
     const files = sah.fileLinks(section.tableFiles);
     if (files.length) box.append(h("p", { class: "files" }, h("span", { class: "muted" }, "Files: "), files));
     return box;
@@ -77,7 +85,8 @@
       const asked = words.value.toLowerCase().split(/\s+/);
       let shown = 0;
       for (const { point, row } of rows) {
-        const fits = asked.every((word) => point.name.toLowerCase().includes(word)) && (!verdict.value || verdict.value === point.verdict);
+        const named = asked.every((word) => point.name.toLowerCase().includes(word));
+        const fits = named && (!verdict.value || verdict.value === point.verdict);
         row.hidden = !fits;
         shown += fits;
       }

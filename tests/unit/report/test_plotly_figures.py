@@ -34,7 +34,8 @@ def test_a_curve_has_its_intervals_and_the_dense_band() -> None:
     assert "error_y" not in random and random["line"]["color"] != topk["line"]["color"]
     layout = figure["layout"]
     assert (layout["xaxis"]["title"]["text"], layout["yaxis"]["title"]["text"]) == ("density", "score")
-    assert layout["xaxis"]["type"] == "log" and layout["yaxis"]["range"] == [-0.03, 1.03]
+    assert layout["xaxis"]["type"] == "log" and layout["xaxis"]["ticktext"] == ["0.1", "0.2", "0.5", "1"]
+    assert layout["yaxis"]["range"] == [-0.03, 1.03]
     line, band = layout["shapes"]
     assert (line["y0"], line["y1"], band["y0"], band["y1"]) == (0.9, 0.9, 0.8, 1.0)
 

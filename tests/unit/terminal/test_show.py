@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from sah.report.load import load_report
+from sah.terminal.profiles import show_table
 
 ROOT = Path(__file__).resolve().parents[3]
 FIDELITY = {
@@ -51,6 +56,18 @@ def test_piped_output_has_no_colours_and_one_width(sah, sweep, monkeypatch):
     _, out, _ = sah("show", sweep)
     assert "\x1b" not in out
     assert max(len(line) for line in out.splitlines() if "─" in line) > 100
+
+
+def test_a_narrow_terminal_has_the_columns_that_judge(sweep):
+    target = Console(force_terminal=True, width=100, file=io.StringIO(), color_system=None)
+    (points,) = load_report(sweep).groups().values()
+    show_table(points, "tiny:llama, niah", target)
+    out = target.file.getvalue()
+    (line,) = (line for line in out.splitlines() if line.startswith("  random 0.2"))
+    assert line.split()[2:6] == ["12", "1.000", "0.250", "-0.750"]
+    assert line.split()[-2:] == ["worse", "0.2000"]
+    assert "All columns need a width of" in out
+    assert "prefill" not in out
 
 
 def test_commands_of_points_where_no_sweep_is_known(sah, sweep):

@@ -110,8 +110,15 @@ def test_several_values_without_m(sah):
 
 
 @pytest.mark.slow
-def test_presets(sah):
-    assert sah("validate", "+experiment=density_curve")[1].startswith("Right: 21 points.")
+def test_presets(sah, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      masker: topk,quest\n      density: 0.1,0.2,0.3\n"
+    )
+    given = ["+experiment=mine", "--config-dir", tmp_path / "conf"]
+    assert sah("validate", *given)[1].startswith("Right: 6 points.")
+    assert sah("validate", *given, "density=0.5")[1].startswith("Right: 2 points.")
     assert sah("validate", "+experiment=smoke", "masker=quest")[1].startswith("Right: 1 point.")
     found = mistakes(sah("validate", "+experiment=density_cuve", "density=0")[1])
     assert found[0].startswith("+experiment='density_cuve' is not allowed")

@@ -1,7 +1,7 @@
-"""Logs one run as a job does and prints what the tracker says. A child process of test_wandb.py.
+"""Logs one run as a job does and prints what the tracker says. A child process of test_wandb.py and test_trackio.py.
 
-Arguments: mode, folder, then optionally `failed`, `again` (a second run in the same process) and
-`impatient`.
+Arguments: mode of wandb or `trackio`, folder, then optionally `failed`, `again` (a second run in the same process) and
+`impatient`; `sweep` logs the run that sums a sweep up.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sah.tracking.base import RunInfo
 from sah.tracking.discovery import create_tracker
+from sah.tracking.trackio_config import TrackioConfig
 from sah.tracking.wandb_config import WandbConfig
 
 COLUMNS = ("key", "prediction", "score", "token_ids")
@@ -22,12 +23,14 @@ ROWS = (("a:0", "Zürich 7", 1.0, [1, 2]), ("b:0", "", None, []))
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     mode, folder, *rest = sys.argv[1:]
+    job_type = "sweep" if "sweep" in rest else "eval"
     for run_id in ("0123456789abcdef", "second")[: 2 if "again" in rest else 1]:
         patience = 3.0 if "impatient" in rest else 30.0
         values = {"mode": mode, "tags": ["mine"], "start_timeout": patience, "finish_timeout": patience}
-        tracker = create_tracker(WandbConfig(**values))
+        chosen = TrackioConfig(project="mine") if mode == "trackio" else WandbConfig(**values)
+        tracker = create_tracker(chosen)
         config = {"masker": {"topk": {"density": 0.1}}, "seed": 0, "labels": ["a", "b"]}
-        tracker.start(RunInfo(run_id, "tiny topk", Path(folder), "sweep-1", "eval", ("topk", "t" * 80), config))
+        tracker.start(RunInfo(run_id, "tiny topk", Path(folder), "sweep-1", job_type, ("topk", "t" * 80), config))
         location = tracker.location
         tracker.log_summary({"scores": {"dense": 1.0, "sparse": 0.5}, "density": 0.1})
         tracker.log_metrics({"score": 0.5, "density_measured": 0.1}, axis="density_measured")

@@ -1,0 +1,1 @@
+"""Question and answer sparse against the answer alone."""

@@ -1,0 +1,1 @@
+"""Sampled keys against the largest ones at equal measured density."""

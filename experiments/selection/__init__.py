@@ -1,0 +1,1 @@
+"""Keys chosen by query head against keys chosen by KV head."""
