@@ -71,7 +71,7 @@ def point_table(points: Sequence[ReportPoint]) -> str:
                 number(value[0], 3 if prose is None else 2),
                 difference(summary),
                 summary.shown_verdict or "-",
-                number(fidelity(point, "kl")[0], 3),
+                between(fidelity(point, "kl"), 3),
                 number(fidelity(point, "top1_agreement")[0], 3),
                 number(output_error(point)[0], 3),
             ]
@@ -112,7 +112,7 @@ def pair_table(pairs: Sequence[Pair], first: str, second: str, margin: float) ->
         densities = [number(point.summary.density_measured, 4) for point in (pair.first, pair.second)]
         means = [number(value, 3) for value in (result.dense, result.sparse)]
         gain = between((result.difference, result.low, result.high), 3, sign=True)
-        lines.append(line([pair.name, setting(pair.first.overrides), *densities, *means, gain, judged.verdict]))
+        lines.append(line([pair.name, setting(pair.second.overrides), *densities, *means, gain, judged.verdict]))
     note = (
         f"Differences: {second} minus {first}, on the same questions, with their {100 * CONFIDENCE:g} % intervals "
         f"clustered by context; tied means within {margin:g}. Verdicts are corrected for {len(pairs)} comparisons by "

@@ -22,7 +22,7 @@ from experiments.pages import draw, point_table
 from experiments.points import run_points
 from experiments.study import FAST_PROSE, parse_options, write_block
 
-DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.4)
+DENSITIES = (0.05, 0.1, 0.2, 0.4)
 BUDGETED = ("topk", "quest", "double_sparsity", "streaming_llm", "random")
 
 METHODS: Settings = {

@@ -13,7 +13,7 @@ from experiments.points import run_points
 from experiments.study import FAST_PROSE, parse_options, write_block
 from sah.report.load import ReportPoint
 
-DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.4)
+DENSITIES = (0.05, 0.1, 0.2, 0.4)
 METHODS = ("topk", "quest", "double_sparsity")
 GROUP = "group"
 MARGINS = {"needle": 0.1, "prose": 0.05}

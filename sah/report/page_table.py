@@ -99,7 +99,8 @@ def _time(point: ReportPoint, phase: str) -> float | None:
 
 def columns_of(points: Sequence[ReportPoint]) -> tuple[list[Column], list[Column]]:
     """Part the columns into those that any point has a value in, and those that were measured nowhere."""
-    filled, empty = [], []
+    filled: list[Column] = []
+    empty: list[Column] = []
     for column in COLUMNS:
         (filled if any(column.read(point) is not None for point in points) else empty).append(column)
     return filled, empty

@@ -71,6 +71,7 @@ class GridPlot(Plot):
     low: float
     high: float
     more_is_better: bool = True
+    """Whether a large value is a good one, as a score is and an error is not."""
 
 
 def group_plots(points: Sequence[ReportPoint]) -> list[Plot]:
@@ -86,14 +87,16 @@ def group_plots(points: Sequence[ReportPoint]) -> list[Plot]:
     band = curves.dense_band(points)
     unit = (0.0, 1.0) if metric != curves.LOG_LIKELIHOOD else None
     no_change = Band(0.0, None, None)
+    text = "dense's own answers" if metric != curves.LOG_LIKELIHOOD else "the text of the data set"
+    score = score_axis(metric)
     whisker = "Whiskers and the band are 95 % intervals, where they were computed."
     found: list[Plot | None] = [
         _curve(
-            points, "density", "Score over density", f"score ({metric})", None, band=band, y_range=unit,
+            points, "density", "Score over density", score, None, band=band, y_range=unit,
             caption=f"One line a method; the dashed line is dense attention on the same examples. {whisker}",
         ),
         _curve(
-            points, "difference", "Difference to dense over density", f"sparse minus dense ({metric})",
+            points, "difference", "Difference to dense over density", f"sparse minus dense ({unit_of(metric)})",
             curves.difference, band=no_change,
             caption=f"Mean paired difference on the same questions; below zero is a loss. {whisker}",
         ),
@@ -107,12 +110,12 @@ def group_plots(points: Sequence[ReportPoint]) -> list[Plot]:
         _curve(
             points, "kl", "Divergence from dense", "KL divergence (nats a token)",
             partial(curves.fidelity, name="kl"), band=no_change,
-            caption=f"Next-token distributions on dense's own answers, teacher-forced. {whisker}",
+            caption=f"Next-token distributions along {text}, teacher-forced. {whisker}",
         ),
         _curve(
             points, "top1", "Agreement with dense", "top-1 agreement (share of tokens)",
             partial(curves.fidelity, name="top1_agreement"), y_range=(0.0, 1.0),
-            caption=f"How often the likeliest next token is dense's, on dense's own answers. {whisker}",
+            caption=f"How often the likeliest next token is dense's, along {text}. {whisker}",
         ),
         _curve(
             points, "perplexity", "Perplexity over density", "perplexity", curves.perplexity,
@@ -120,6 +123,16 @@ def group_plots(points: Sequence[ReportPoint]) -> list[Plot]:
         ),
     ]  # fmt: skip
     return [plot for plot in found if plot is not None] + _times(points)
+
+
+def unit_of(metric: str) -> str:
+    """Name a metric with its unit, where it is no share."""
+    return "log-likelihood, nats a token" if metric == curves.LOG_LIKELIHOOD else metric
+
+
+def score_axis(metric: str) -> str:
+    """Name the axis of scores."""
+    return f"score ({unit_of(metric)})"
 
 
 def head_plots(points: Sequence[ReportPoint]) -> list[GridPlot]:
@@ -142,10 +155,23 @@ def head_plots(points: Sequence[ReportPoint]) -> list[GridPlot]:
 
 
 def grid_plot(slug: str, title: str, caption: str, grids: Sequence[Grid], more_is_better: bool = True) -> GridPlot:
-    """Put heatmaps on one scale, from zero to one, or to the largest value where that is above one."""
+    """Put heatmaps on one scale.
+
+    Args:
+        slug: See `Plot`.
+        title: See `Plot`.
+        caption: See `Plot`.
+        grids: At least one.
+        more_is_better: Whether large values are good ones; then the scale ends at one, as that of a score, else at the
+            largest value.
+
+    Returns:
+        The figure.
+    """
     values = [value for grid in grids for row in grid.cells for value in row if value is not None]
-    low, high = min([0.0, *values]), max([1.0, *values])
-    return GridPlot(slug, title, caption, grids[0].x_name, grids[0].y_name, tuple(grids), low, high, more_is_better)
+    low, high = min([0.0, *values]), max([*values, *([1.0] if more_is_better else [])], default=1.0)
+    names = grids[0].x_name, grids[0].y_name
+    return GridPlot(slug, title, caption, *names, tuple(grids), low, high or 1.0, more_is_better)
 
 
 def _curve(
@@ -185,7 +211,6 @@ def _curve(
 
 
 def _pareto(points: Sequence[ReportPoint], cost: str) -> LinePlot | None:
-    metric = main_metric(points)
     found = curves.pareto(points, "density" if cost == "density" else "bytes")
     if not any(point.label != "dense" for point in found):
         return None
@@ -200,7 +225,7 @@ def _pareto(points: Sequence[ReportPoint], cost: str) -> LinePlot | None:
         title="Pareto front: score against " + ("density" if cost == "density" else "bytes read"),
         caption="Towards the upper left is better. The step line joins the points that no other one beats in both.",
         x_label=DENSITY_AXIS if cost == "density" else BYTES_AXIS,
-        y_label=f"score ({metric})",
+        y_label=score_axis(main_metric(points)),
         series=tuple(lines),
         styles=_styles(points, lines),
         joined=False,

@@ -91,9 +91,14 @@ class FidelityRow:
         return cls(**{**values, "layers": layers, "calls_by_layer": tuple(values.get("calls_by_layer", ()))})
 
 
+def rounded(value: float) -> float:
+    """Round a figure of a head; there are thousands of them in a point."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
 def _layer_json(errors: LayerErrors) -> list[Any]:
     figures = (errors.output_error, errors.mass_recalled, errors.density)
-    return [errors.queries, *([plain_json(float(f"{value:.{_DIGITS}g}")) for value in heads] for heads in figures)]
+    return [errors.queries, *(plain_json([rounded(value) for value in heads]) for heads in figures)]
 
 
 def _layer(data: Sequence[Any]) -> LayerErrors:

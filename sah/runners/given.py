@@ -8,7 +8,7 @@ from sah.adapters.context_cache import ContextCache
 from sah.adapters.forced import Forced, ForcedLane, force_lanes
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.errors import DataError, ModelError
-from sah.results.fidelity import FidelityRow, LayerErrors
+from sah.results.fidelity import FidelityRow, LayerErrors, rounded
 from sah.results.rows import PredictionRow
 from sah.runners.made_rows import calls_of_layers, row_metadata
 from sah.runners.tasks import ContextWork, GroupSpec
@@ -44,8 +44,12 @@ class GivenTexts:
     @property
     def places(self) -> list[tuple[int, int]]:
         """Setting and question of every text, each once."""
-        texts = [place for place in self._work.pending if self._work.example.questions[place[1]].likelihood]
+        texts = [place for place in self._work.pending if self.is_asked(*place)]
         return list(dict.fromkeys([*texts, *self._work.forced]))
+
+    def is_asked(self, setting: int, number: int) -> bool:
+        """Tell whether a text is a pending question itself, and no answer to one."""
+        return (setting, number) in self._work.pending and self._work.example.questions[number].likelihood
 
     def add(self, setting: int, number: int, adapter: ModelAdapterHF) -> None:
         """Add one text under a setting.
@@ -81,7 +85,7 @@ class GivenTexts:
             if isinstance(outcome, Exception):
                 yield setting, number, outcome
                 continue
-            if (setting, number) in self._work.pending:
+            if self.is_asked(setting, number):
                 yield setting, number, self._prediction(setting, number, self._lanes[lane], outcome)
             if (setting, number) in self._work.forced:
                 yield setting, number, self._fidelity(number, self._lanes[lane], outcome)
@@ -141,5 +145,5 @@ class GivenTexts:
 
 def _stored(errors: HeadErrors) -> LayerErrors:
     figures = (errors.output_error, errors.mass_recalled, errors.density)
-    error, mass, density = (tuple(heads.tolist()) for heads in figures)
+    error, mass, density = (tuple(map(rounded, heads.tolist())) for heads in figures)
     return LayerErrors(errors.queries, error, mass, density)

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sah.errors import SahError, StateError
-from sah.results.fidelity import FidelityRow
 from sah.results.rows import PredictionRow, row_key
 from sah.runners.open_files import allow_open_files
-from sah.runners.point import Arm, Point, fidelity_name
+from sah.runners.point import Arm, Point
 from sah.runners.progress import answers_bar
 from sah.runners.session import Session
-from sah.runners.tasks import ContextWork, GroupSpec, Outcome, Setting
+from sah.runners.tasks import ContextWork, GroupSpec, Outcome, Setting, fidelity_name, row_name
 from sah.runners.work import GroupWorker
 from sah.runners.workers.base import Workers
 
@@ -270,7 +269,7 @@ class RowSink:
         if isinstance(outcome, SahError):
             self._drop(number, outcome)
             return
-        name = fidelity_name(outcome.key) if isinstance(outcome, FidelityRow) else outcome.key
+        name = row_name(outcome)
         if number in self._out or self._is_there(arm, name):
             return
         arm.store.append(outcome)

@@ -15,6 +15,7 @@ from sah.results.rows import row_key
 from sah.results.store import PointStore
 from sah.runners.identity import point_identity, requested_density
 from sah.runners.session import LoadedModel, Session, attention_config
+from sah.runners.tasks import fidelity_name
 
 
 @dataclass
@@ -57,11 +58,6 @@ class Arm:
         for key, row in self.store.load_fidelity().items():
             if row.status == "ok" and row.attention_error == self.attention_error:
                 self.done.add(fidelity_name(key))
-
-
-def fidelity_name(key: str) -> str:
-    """Name a row of `fidelity.jsonl` among the keys of an arm."""
-    return f"{key}:fidelity"
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,13 @@ class ContextWork:
 
 Outcome = PredictionRow | FidelityRow | SahError
 """A row, or the error that ends its setting: its other questions over this context have no row then."""
+
+
+def fidelity_name(key: str) -> str:
+    """Name a row of `fidelity.jsonl` where rows of both kinds are told apart by name."""
+    return f"{key}:fidelity"
+
+
+def row_name(row: PredictionRow | FidelityRow) -> str:
+    """Name a row: its key, or of one of `fidelity.jsonl` `fidelity_name` of it."""
+    return fidelity_name(row.key) if isinstance(row, FidelityRow) else row.key

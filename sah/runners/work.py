@@ -157,7 +157,7 @@ class GroupWorker:
             if setting in unusable:
                 continue
             if isinstance(result, Exception):
-                if (setting, number) in work.pending:
+                if texts.is_asked(setting, number):
                     refused = self._refused(setting, work.example, number, result)
                     if isinstance(refused, SahError):
                         unusable.add(setting)

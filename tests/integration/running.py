@@ -20,7 +20,7 @@ from sah.results.rows import PredictionRow
 from sah.results.store import StoredPoint, read_point
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = {"model": "tiny", "tracker": "none", "generation.max_new_tokens": "4", "report": "false"}
+COMMON = {"model": "tiny", "tracker": "none", "generation.max_new_tokens": "4", "report": "false", "fidelity": "false"}
 NIAH = {"dataset.length": "512", "dataset.num_examples": "2"}
 
 

@@ -24,7 +24,7 @@ from tests.integration.running import Outcome, dense_of, outcomes, run, sparse_o
 
 
 def ran(*overrides: str) -> Outcome:
-    done = run(*overrides)
+    done = run(*overrides, *(() if "fidelity=false" in overrides else ("fidelity=true",)))
     assert done.code == 0, done.text
     return done
 
@@ -59,7 +59,8 @@ def lane_of(point: Point, cache: ContextCache, key: str) -> ForcedLane:
 @pytest.mark.parametrize("data", [[], ["dataset=prose", "dataset.length=64", "dataset.continuation=24"]], ids=str)
 @pytest.mark.parametrize("phases", ["[question,decode]", "[decode]"])
 def test_rows_hold_what_the_definitions_say(work: Work, data: list[str], phases: str) -> None:
-    points = run_settings(*(("masker=" + masker, f"phases={phases}", *data) for masker in ("topk", "quest", "random")))
+    given = (f"phases={phases}", "fidelity=true", *data)
+    points = run_settings(*((f"masker={masker}", *given) for masker in ("topk", "quest", "random")))
     checked = 0
     for point in points:
         assert point.sparse is not None
@@ -210,7 +211,7 @@ def broken_model(folder: Path, layer: int) -> None:
 
 def test_a_nan_is_a_failure_that_names_layer_head_and_step(work: Work) -> None:
     broken_model(Path("broken"), layer=1)
-    done = run("masker=topk", "model.name=broken")
+    done = run("masker=topk", "model.name=broken", "fidelity=true")
     assert done.code == 1
     for point in stored().values():
         for row in point.predictions.values():

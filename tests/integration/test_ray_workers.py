@@ -22,7 +22,9 @@ from tests.support.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-SWEEP = tuple((*setting, "dataset.num_examples=4", "generation.max_new_tokens=8") for setting in SETTINGS)
+SWEEP = tuple(
+    (*setting, "dataset.num_examples=4", "generation.max_new_tokens=8", "fidelity=true") for setting in SETTINGS
+)
 
 
 def rows_on_disk(folder: str) -> int:
@@ -90,7 +92,7 @@ def test_a_context_that_no_actor_survives_is_told_and_tried_by_the_same_command(
     with killer(0, "ray", most=2) as killed:
         run_settings(setting, folder="ray", workers=RayWorkers(1, 1, RayOptions()))
     assert len(killed) == 2
-    assert "is given up, 2 answers are missing" in caplog.text
+    assert "is given up, 2 rows are missing" in caplog.text
     for point in stored(Path("ray")).values():
         (row,) = point.predictions.values()
         assert row.status == "model_failed" and "hydra.launcher.retries=1" in (row.error or "")

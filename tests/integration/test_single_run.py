@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def test_the_table_names_and_shows_every_figure(work: Work) -> None:
-    done = run("masker=topk", "density=0.2")
+    done = run("masker=topk", "density=0.2", "fidelity=true")
     assert done.code == 0, done.text
     words = done.out.split()
     for column in COLUMNS:

@@ -19,7 +19,9 @@ from tests.support.processes import descendants
 
 pytestmark = pytest.mark.slow
 
-SWEEP = tuple((*setting, "dataset.num_examples=3", "generation.max_new_tokens=8") for setting in SETTINGS)
+SWEEP = tuple(
+    (*setting, "dataset.num_examples=3", "generation.max_new_tokens=8", "fidelity=true") for setting in SETTINGS
+)
 LOCAL = SlurmOptions(cluster="local")
 
 

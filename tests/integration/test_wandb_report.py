@@ -28,7 +28,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sweep(*given: str) -> Path:
     """Run a small sweep; give its folder."""
-    done = run("-m", "masker=topk,random", "density=0.1,0.3", "attention_error=0.05", *given)
+    done = run("-m", "masker=topk,random", "density=0.1,0.3", "fidelity=true", *given)
     assert done.code == 0, done.text
     (folder,) = (path.parent for path in Path("outputs/sweeps").rglob("multirun.yaml"))
     return folder

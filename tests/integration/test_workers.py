@@ -25,6 +25,7 @@ from sah.adapters.factory import resolve_model
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.config.launcher import LauncherOptions, RayOptions, SlurmOptions
 from sah.errors import ConfigError, DataError, SahError, StateError, WorkerError
+from sah.results.fidelity import FidelityRow
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow
 from sah.runners.group import Group, RowSink, run_group
@@ -57,7 +58,10 @@ from tests.integration.running import files_under, lines, stored
 from tests.integration.same_rows import check_same_rows
 
 LOCAL = SlurmOptions(cluster="local")
-TWO = SETTINGS[:2]
+READ = tuple((*setting, "fidelity=true") for setting in SETTINGS)
+"""The settings, each of which also reads the dense answers."""
+
+TWO = READ[:2]
 
 
 def group_of(*settings: tuple[str, ...], folder: str = "outputs") -> Group:
@@ -73,20 +77,21 @@ def sink_of(group: Group) -> Iterator[RowSink]:
         yield RowSink(group, Session(), lambda point: {}, stack)
 
 
-def rows_of(messages: list[Message]) -> list[tuple[int, PredictionRow]]:
+def rows_of(messages: list[Message]) -> list[tuple[int, PredictionRow | FidelityRow]]:
     """The rows among messages, with the numbers of their settings."""
     return [
         (message.setting, message.outcome)
         for message in messages
-        if isinstance(message, Answered) and isinstance(message.outcome, PredictionRow)
+        if isinstance(message, Answered) and isinstance(message.outcome, PredictionRow | FidelityRow)
     ]
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
-    group = group_of(*SETTINGS)
+    group = group_of(*READ)
     (work, *_) = group.works()
     sent = list(work_through(GroupWorker(group.spec(), Session()), [work]))
     assert rows_of(sent)
+    assert sum(isinstance(message, Answered) and isinstance(message.outcome, FidelityRow) for message in sent) == 4
     sent += [Told("sah.x", logging.WARNING, "two\nlines, and ü"), Broken("the disk is full")]
     encoded = [encode(message) for message in sent]
     assert all(line.count(b"\n") == 1 and line.endswith(b"\n") and line.isascii() for line in encoded)
@@ -121,7 +126,7 @@ def test_a_worker_tells_its_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_shard_tells_the_rows_that_local_work_gives(tmp_path: Path) -> None:
-    group = group_of(*SETTINGS)
+    group = group_of(*READ)
     make_file(tmp_path / "0.jsonl", group.spec())
     run_shard(group.spec(), group.works(), tmp_path / "0.jsonl")
     reader = ShardReader(tmp_path / "0.jsonl")
@@ -136,7 +141,7 @@ def test_a_shard_tells_the_rows_that_local_work_gives(tmp_path: Path) -> None:
             sink.begin(work)
         for setting, row in rows_of(messages):
             sink.add(setting, row)
-    run_settings(*SETTINGS, folder="local")
+    run_settings(*READ, folder="local")
     check_same_rows(Path("local"), Path("outputs"))
 
 
@@ -294,7 +299,7 @@ def test_rows_that_a_killed_run_has_not_read_are_taken_over(left_behind: Path, w
 
 def test_rows_of_other_points_stay_for_their_own_run(left_behind: Path, work: Work) -> None:
     work.clear()
-    run_settings(SETTINGS[0], workers=SlurmWorkers(1, 0, LOCAL))
+    run_settings(TWO[0], workers=SlurmWorkers(1, 0, LOCAL))
     (path,) = left_behind.glob("*.jsonl*")
     assert path.name == "0.jsonl.taken", "its job would stop"
     run_settings(*TWO, workers=SlurmWorkers(1, 0, LOCAL))

@@ -120,7 +120,7 @@
     if (answer.density !== undefined) told.push(`density ${sah.fixed(answer.density, 4)}`);
     box.append(h("p", { class: "arm-head" }, h("strong", null, TITLES[name]), sah.muted(` ${told.join(" · ")}`)));
     if (answer.status === "ok") {
-      box.append(h("p", { class: "answer", dir: "auto" }, text(answer) === "" ? sah.muted("(empty)") : content));
+      box.append(h("p", { class: "answer", dir: "auto" }, text(answer) === "" ? sah.muted("(no text)") : content));
     } else {
       box.append(h("p", { class: "alert" }, `${answer.status}: ${answer.error ?? "no reason was noted"}`));
     }

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sah.errors import StateError
+from sah.results.fidelity import FidelityRow
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow
-from sah.runners.tasks import GroupSpec
+from sah.runners.tasks import GroupSpec, row_name
 from sah.runners.workers.messages import Answered
 from sah.runners.workers.shard import ShardReader
 
@@ -22,12 +23,15 @@ _PATTERN = "*.jsonl*"
 _TAKEN = ".taken"
 
 
+Row = PredictionRow | FidelityRow
+
+
 @dataclass
 class Leftovers:
-    """Answers of the points at hand."""
+    """Rows of the points at hand."""
 
-    rows: dict[tuple[str, str], PredictionRow] = field(default_factory=dict)
-    """(id of the point, key of the row) to a row with an answer."""
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    """(id of the point, name of the row) to a row that tells something; names as in `Arm.done`."""
 
     folders: list[tuple[WriterLock, Path, AbstractSet[tuple[str, str]] | None]] = field(default_factory=list)
     """The folders that they lie in, each with its lock and which rows lie there; None if it holds something else, too.
@@ -76,7 +80,7 @@ def find_leftovers(files: Path, spec: GroupSpec) -> Leftovers:
             lock.release()
             continue
         rows = _take(folder, mine)
-        _log.info("%d answers of jobs whose run was ended are taken over from %s.", len(rows), folder)
+        _log.info("%d rows of jobs whose run was ended are taken over from %s.", len(rows), folder)
         found.rows.update(rows)
         found.folders.append((lock, folder, rows.keys() if known <= mine else None))
     return found
@@ -96,16 +100,16 @@ def _points(folder: Path) -> set[str]:
     return points
 
 
-def _take(folder: Path, mine: set[str]) -> dict[tuple[str, str], PredictionRow]:
-    rows: dict[tuple[str, str], PredictionRow] = {}
+def _take(folder: Path, mine: set[str]) -> dict[tuple[str, str], Row]:
+    rows: dict[tuple[str, str], Row] = {}
     for path in sorted(folder.glob(_PATTERN)):
         reader = ShardReader(_renamed(path))
         with contextlib.suppress(StateError):  # told of already
             for message in reader.read():
-                if isinstance(message, Answered) and isinstance(message.outcome, PredictionRow):
+                if isinstance(message, Answered) and isinstance(message.outcome, Row):
                     point = reader.points[message.setting]
                     if point in mine and message.outcome.status == "ok":
-                        rows[point, message.outcome.key] = message.outcome
+                        rows[point, row_name(message.outcome)] = message.outcome
     return rows
 
 

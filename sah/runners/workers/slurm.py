@@ -10,10 +10,11 @@ from typing import Any
 
 from sah.config.launcher import PREFIX, SlurmOptions
 from sah.errors import WorkerError, missing_extra
+from sah.results.fidelity import FidelityRow
 from sah.results.files import storage_error
 from sah.results.lock import WriterLock
 from sah.results.rows import PredictionRow, row_key
-from sah.runners.tasks import ContextWork, GroupSpec
+from sah.runners.tasks import ContextWork, GroupSpec, fidelity_name
 from sah.runners.workers.base import Sink
 from sah.runners.workers.leftovers import find_leftovers
 from sah.runners.workers.losses import Losses
@@ -131,14 +132,16 @@ class SlurmWorkers:
 
 
 def _begin(
-    work: ContextWork, spec: GroupSpec, sink: Sink, found: Mapping[tuple[str, str], PredictionRow]
+    work: ContextWork, spec: GroupSpec, sink: Sink, found: Mapping[tuple[str, str], PredictionRow | FidelityRow]
 ) -> ContextWork | None:
     """Take a context for work, after giving the sink what an earlier run's jobs have answered."""
     rest = sink.begin(work)
     if rest is None:
         return None
-    for number, index in rest.pending:
-        row = found.get((spec.settings[number].point_id, row_key(work.example.key, index)))
+    names = [(number, row_key(work.example.key, index)) for number, index in rest.pending]
+    names += [(number, fidelity_name(row_key(work.example.key, index))) for number, index in rest.forced]
+    for number, name in names:
+        row = found.get((spec.settings[number].point_id, name))
         if row is not None:
             sink.add(number, row)
     left = sink.remaining(rest)
