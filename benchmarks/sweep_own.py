@@ -184,7 +184,9 @@ def run_sweep(folder: Path, output: str, overrides: list[str]) -> None:
 
     presets = ",".join(f"setting_{name}" for name in PRESETS)
     command = ["sah", "-m", f"hydra.searchpath=[file://{folder / 'conf'}]", f"+experiment={presets}"]
-    common = ["hydra/launcher=grouped", "dataset=niah", "tracker=none", f"output_dir={folder / output}"]
+    # What is measured beside the answers has benchmarks of its own.
+    bare = ["fidelity=false", "report=false", "tracker=none"]
+    common = ["hydra/launcher=grouped", "dataset=niah", *bare, f"output_dir={folder / output}"]
     GlobalHydra.instance().clear()
     with mock.patch.object(sys, "argv", [*command, *common, *overrides]):
         run()

@@ -37,7 +37,8 @@ def main() -> None:
         for point in answer
         if (first := at_first.get((point.label, point.summary.density_requested))) is not None
     ]
-    result = f"{pair_table(pairs, *PHASES, margin=MARGIN)}\n{point_table(points)}"
+    first_name, second_name = PHASES
+    result = f"{pair_table(pairs, first_name, second_name, MARGIN)}\n{point_table(points)}"
     page = options.folder / "README.md"
     write_block(page, "result", result)
     print(f"Page: {page}")
