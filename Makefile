@@ -43,7 +43,7 @@ test-fast: $(STAMP)  ## run the tests that need no model and no network
 	$(BIN)/python -m pytest -n 2 -q -m "not e2e and not slow and not gpu" $(ARGS)
 
 test-e2e: $(STAMP)  ## run the tests on the embedded model, which is fetched on first use, and the slow ones
-	$(BIN)/python -m pytest -q -m "(e2e or slow) and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "(e2e or slow) and not gpu" $(ARGS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

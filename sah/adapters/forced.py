@@ -166,16 +166,17 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Cut lanes into batches, those of one text together where they fit; each has room for its dense references."""
     config = adapter.model.config.get_text_config()
-    # Logits in the model's type, in float32, and their probabilities twice; the activations of a layer are smaller.
-    a_row = 16 * config.vocab_size + 48 * config.hidden_size
-    a_token = bytes_a_token(cache.past_key_values)
+    # A token's keys and values and a layer's activations; a rough upper estimate.
+    a_token = bytes_a_token(cache.past_key_values) + 48 * config.hidden_size
+    # Its logits, which are kept for the tokens that are judged, with copies in float32 and probabilities.
+    logits = 16 * config.vocab_size
     by_text: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for number in chosen:
         by_text.setdefault(_text(lanes[number]), []).append(number)
     batch: list[int] = []
     taken = 0
     for text, members in by_text.items():
-        a_lane = sum(map(len, text)) * (a_row + a_token)
+        a_lane = sum(map(len, text)) * a_token + len(text[1]) * logits
         taken += a_lane
         for number in members:
             if batch and taken + a_lane > budget_bytes:

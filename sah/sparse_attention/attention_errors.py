@@ -78,7 +78,7 @@ class AttentionErrors:
 
         Args:
             layer_idx: The layer.
-            figures: Output error, mass recalled and density, (3, queries, heads).
+            figures: Output error, mass recalled and density, (3, queries, heads), of at least one query.
         """
         total = figures.double().sum(1).cpu()
         self._sums[layer_idx] = self._sums.get(layer_idx, 0.0) + total
@@ -148,7 +148,8 @@ def observe_queries(
     figures = _figures(output[:, chosen].transpose(1, 2), dense, weights, read, may_read)
     # A padded query reads nothing in either form; it would count as one without an error.
     reads = may_read.any(-1).any(1)
-    errors.add(layer_idx, figures.transpose(2, 3)[:, reads])
+    if bool(reads.any()):
+        errors.add(layer_idx, figures.transpose(2, 3)[:, reads])
 
 
 def chosen_rows(errors: Sequence[AttentionErrors], lanes: torch.Tensor, layer_idx: int) -> torch.Tensor:

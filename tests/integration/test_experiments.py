@@ -125,7 +125,7 @@ def test_selection_pairs_heads_with_groups(tmp_path: Path) -> None:
     done = study("selection", "--fast", "--folder", str(folder), "--output-dir", str(tmp_path / "rows"), *FEWER)
     assert done.returncode == 0, done.stdout + done.stderr
     pairs = rows_of(folder / "README.md", "method | setting | density by query head")
-    assert Counter(row["method"] for row in pairs) == dict.fromkeys(["topk", "quest", "double_sparsity"], 8)
+    assert Counter(row["method"] for row in pairs) == dict.fromkeys(["topk", "quest", "double_sparsity"], 4)
     assert all(row["density by query head"] == row["density by KV head"] for row in pairs)
     points = rows_of(folder / "README.md", "method | setting | density measured | perplexity")
     errors = {(row["method"], row["setting"]): float(row["output error"]) for row in points}

@@ -85,7 +85,7 @@ def test_a_plan_takes_what_a_run_takes() -> None:
     done = plan("-m", "+experiment=density_curve", "density=0.1,0.2", "hydra/launcher=basic")
     assert done.code == 0, done.text
     assert [words[1] for words in shown_points(done.out)] == [
-        name for name in ("topk", "streaming_llm", "random") for _ in range(2)
+        name for name in ("topk", "quest", "double_sparsity", "streaming_llm", "random") for _ in range(2)
     ]
     assert "All points: +experiment=density_curve" in done.out
     assert "[sah" not in done.out and list(Path().iterdir()) == []
