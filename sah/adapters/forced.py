@@ -8,6 +8,7 @@ Plain twin: `force_alone`, token by token.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -74,6 +75,11 @@ class Forced:
     calls_by_layer: dict[str, dict[int, int]] = field(default_factory=dict)
     """Calls of the sparse attention by phase and layer; in the decode phase each token counts as one."""
     attention_errors: dict[int, HeadErrors] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all figures are finite; they are not where one form excludes a token of the text altogether."""
+        return all(map(math.isfinite, (self.kl, self.log_likelihood, self.dense_log_likelihood)))
 
 
 def force_lanes(
@@ -318,7 +324,7 @@ def _judge(
         log_likelihood=likelihood,
         dense_log_likelihood=dense_likelihood,
         # Rounding may leave the sum of equal distributions a little below zero.
-        kl=max(0.0, kl_sum / len(ids)),
+        kl=kl_sum / len(ids) if not kl_sum < 0 else 0.0,
         top1_agreement=agreed / len(ids),
         density=statistics.density() if is_sparse else None,
         density_by_phase={phase: statistics.density(phase) for phase in PHASES} if is_sparse else {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -57,6 +58,10 @@ class TextRow(Protocol):
         """Share of queries that were compared with dense attention."""
 
     @property
+    def calls_by_layer(self) -> Sequence[int]:
+        """Sparse attention calls of each layer."""
+
+    @property
     def layers(self) -> Mapping[int, LayerRow]:
         """What was found, by layer."""
 
@@ -68,29 +73,39 @@ def summarise_fidelity(rows: Sequence[TextRow]) -> dict[str, Any] | None:
         rows: The rows of a sparse point.
 
     Returns:
-        `questions`, `tokens` and `failed` (counts); `kl` (nats a token), `top1_agreement` (share of tokens) and
-        `log_likelihood_difference` (sparse minus dense, nats a token), each with `mean` and its 95 % interval clustered
-        by context, `low` and `high`. None where there is no row.
+        `questions`, `tokens`, `failed` and `without_sparse_calls` (counts; the last two are in no mean); `kl` (nats a
+        token), `top1_agreement` (share of tokens) and `log_likelihood_difference` (sparse minus dense, nats a token),
+        each with `mean` and its 95 % interval clustered by context, `low` and `high`. None where there is no row.
     """
     if not rows:
         return None
-    known = [row for row in rows if row.status == "ok" and row.tokens]
-    contexts = [row.example_key for row in known]
+    known: list[tuple[str, int, float, float, float]] = []
+    dense = 0
+    for row in rows:
+        figures = (row.kl, row.top1_agreement, row.log_likelihood, row.dense_log_likelihood)
+        if row.status == "ok" and not any(row.calls_by_layer):
+            dense += 1  # an answer of one token whose question ran dense: there is nothing to compare
+            continue
+        if row.status != "ok" or not row.tokens or None in figures:
+            continue  # counted as failed: what is not known is never a perfect zero
+        kl, agreement, likelihood, reference = (float(value) for value in figures if value is not None)
+        known.append((row.example_key, row.tokens, kl, agreement, (likelihood - reference) / row.tokens))
 
-    def entry(values: Sequence[float], bounds: Bounds | None) -> dict[str, float | None]:
-        if not values:
+    def entry(place: int, bounds: Bounds | None) -> dict[str, float | None]:
+        if not known:
             return {"mean": None, "low": None, "high": None}
-        found = mean_interval(values, contexts, bounds)
+        values = [float(figures[place]) for figures in known]
+        found = mean_interval(values, [context for context, *_ in known], bounds)
         return {"mean": found.mean, "low": found.low, "high": found.high}
 
-    differences = [((r.log_likelihood or 0.0) - (r.dense_log_likelihood or 0.0)) / (r.tokens or 1) for r in known]
     return {
         "questions": len(known),
-        "tokens": sum(row.tokens or 0 for row in known),
-        "failed": len(rows) - len(known),
-        "kl": entry([row.kl or 0.0 for row in known], None),
-        "top1_agreement": entry([row.top1_agreement or 0.0 for row in known], (0.0, 1.0)),
-        "log_likelihood_difference": entry(differences, None),
+        "tokens": sum(tokens for _, tokens, *_ in known),
+        "failed": len(rows) - len(known) - dense,
+        "without_sparse_calls": dense,
+        "kl": entry(2, (0.0, math.inf)),
+        "top1_agreement": entry(3, (0.0, 1.0)),
+        "log_likelihood_difference": entry(4, None),
     }
 
 

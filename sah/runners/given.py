@@ -82,6 +82,10 @@ class GivenTexts:
         yield from self._failed
         for lane, outcome in force_lanes(self._dense, self._cache, self._lanes, budget_bytes):
             setting, number = self._places[lane]
+            if isinstance(outcome, Forced) and not outcome.is_finite:
+                outcome = ModelError(
+                    "The likelihood of the text is infinite or NaN: attention gives one of its tokens no chance at all."
+                )
             if isinstance(outcome, Exception):
                 yield setting, number, outcome
                 continue

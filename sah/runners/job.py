@@ -139,7 +139,7 @@ def run_experiment(
     except BaseException:
         tracker.finish(failed=True)
         raise
-    tracker.finish(failed=bool(summarise_point(metrics).failed))
+    tracker.finish(failed=bool(summarise_point(metrics).failed) or "error" in metrics)
     return point, metrics, tracker.location
 
 
@@ -190,6 +190,8 @@ def _show(point: Point, metrics: dict[str, Any], location: str | None) -> None:
 
 
 def _raise_for_failed_rows(point: Point, metrics: dict[str, Any]) -> None:
+    if "error" in metrics:
+        raise ModelError(metrics["error"])
     failed = summarise_point(metrics).failed
     if not failed:
         return

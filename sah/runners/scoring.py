@@ -19,6 +19,13 @@ from sah.runners.group import DENSE_WAIT_SECONDS
 from sah.runners.point import Arm, Point
 from sah.sparse_attention.config import parse_dense_layers
 
+RAN_DENSE = (
+    "No answer of this point ran sparse: all of them ended with their first token, which the question's call gives, "
+    "and phases leaves the question dense. They are dense answers and are not compared. Write "
+    "'phases=[question,decode]', or let answers be longer (generation.max_new_tokens)."
+)
+"""Why a point whose answers made no sparse attention call is a failed one."""
+
 
 def score_point(point: Point) -> dict[str, Any]:
     """Score the rows of a point and of its dense baseline, and aggregate those of the point's examples.
@@ -49,6 +56,10 @@ def score_point(point: Point) -> dict[str, Any]:
         "sparse": _summary(point, point.sparse, sparse),
         "comparison": compare(dense, sparse, point.experiment.margin),
     }
+    answered = [entry.row for entry in sparse if isinstance(entry.row, PredictionRow) and entry.row.status == "ok"]
+    if answered and not any(row.attention_calls for row in answered):
+        # What ran dense says nothing of the recipe: it gets no comparison and no verdict.
+        result |= {"comparison": compare([], []), "error": RAN_DENSE}
     return _write(point.sparse, result)
 
 

@@ -61,6 +61,7 @@ class GroupWorker:
             SahError: If nothing can be computed at all.
         """
         done: set[tuple[int, str, bool]] = set()
+        dense_ids = dict(work.dense_ids)
         todo = work.only(lambda setting, index, forced: setting not in self._ended)
         if todo is None:
             return
@@ -71,6 +72,7 @@ class GroupWorker:
                     self._ended.add(setting)
                 else:
                     done.add((setting, outcome.key, isinstance(outcome, FidelityRow)))
+                    _note_answer(dense_ids, setting, outcome)
                 yield setting, outcome
         except SahError:
             raise
@@ -90,7 +92,9 @@ class GroupWorker:
 
                 part = work.only(is_left)
                 if part is not None:
-                    yield from self.answer(part)
+                    for setting, outcome in self.answer(dataclasses.replace(part, dense_ids=dense_ids)):
+                        _note_answer(dense_ids, setting, outcome)
+                        yield setting, outcome
 
     def _answer(self, work: ContextWork) -> Iterator[tuple[int, Outcome]]:
         first = self.spec.settings[(*work.pending, *work.forced)[0][0]].experiment
@@ -263,3 +267,9 @@ class GroupWorker:
             named = f" {dense} are dense as dense_layers says." if dense else ""
             told = "Sparse attention runs in %d of %d layers;%s %d keep the attention window that the model gives them."
             _log.warning(told, len(sparse), layers, named, windowed)
+
+
+def _note_answer(dense_ids: dict[tuple[int, int], tuple[int, ...]], setting: int, outcome: Outcome) -> None:
+    """Keep the ids of an answer for settings that are to read it."""
+    if isinstance(outcome, PredictionRow) and outcome.token_ids:
+        dense_ids[setting, outcome.question_index] = outcome.token_ids

@@ -321,13 +321,17 @@ def test_an_answer_of_one_token_has_no_decode_time() -> None:
     assert "-" not in line[-4:], "attention has its time all the same"
 
 
-def test_an_answer_of_one_token_over_a_dense_prompt_ran_nothing_sparse() -> None:
-    done = run("masker=topk", "generation.max_new_tokens=1", "phases=[decode]")
-    assert done.code == 0, done.text
-    for row in sparse_of().predictions.values():
+def test_a_point_that_ran_wholly_dense_is_a_failed_one() -> None:
+    done = run("masker=topk", "generation.max_new_tokens=1", "phases=[decode]", "fidelity=true")
+    assert done.code == 1
+    assert "No answer of this point ran sparse" in done.text and "phases=[question,decode]" in done.text
+    point = sparse_of()
+    for row in point.predictions.values():
         assert (row.status, row.attention_calls, row.density_measured) == ("ok", 0, None)
-    (line,) = (line.split() for line in done.out.splitlines() if line.split()[:1] == ["topk"])
-    assert line[6:13] == ["[-0.84,", "+0.84]", "not", "enough", "data", "0.100", "-"]
+    assert point.metrics is not None
+    assert point.metrics["comparison"]["scores"] == {}, "no verdict, no difference of zero"
+    fidelity = point.metrics["sparse"]["fidelity"]
+    assert (fidelity["questions"], fidelity["without_sparse_calls"], fidelity["kl"]["mean"]) == (0, 2, None)
 
 
 def test_equal_lines_of_a_file_are_one_example() -> None:

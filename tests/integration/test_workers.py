@@ -397,8 +397,10 @@ def test_a_fault_in_one_method_leaves_the_others_their_answers(monkeypatch: pyte
     monkeypatch.setattr(ModelAdapterHF, "check_fits", defective)
     session = Session()
     with pytest.raises(SahError, match="a defect"):
-        run_settings(("masker=topk",), ("masker=random",), ("masker=quest",), session=session)
+        run_settings(*((f"masker={name}", "fidelity=true") for name in ("topk", "random", "quest")), session=session)
     rows = {point.label: [row.status for row in point.predictions.values()] for point in stored().values()}
+    read = {point.label: [row.status for row in point.fidelity.values()] for point in stored().values()}
+    assert read == {"dense": [], "topk": ["ok"] * 2, "random": [], "quest": ["ok"] * 2}
     assert rows == {"dense": ["ok"] * 2, "topk": ["ok"] * 2, "random": [], "quest": ["ok"] * 2}
     assert len(session.errors) == 1
 

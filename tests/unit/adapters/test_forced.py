@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sah.adapters import forced as forced_module
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.finite import FINITE_KEY
 from sah.adapters.forced import Forced, ForcedLane, force_alone, force_lanes
@@ -15,6 +16,7 @@ from sah.adapters.huggingface import ModelAdapterHF
 from sah.errors import DataError, ModelError
 from sah.sparse_attention import CausalMaskerConfig, EfficientAttentionConfig, TopKMaskerConfig
 from sah.sparse_attention.efficient import EfficientAttention
+from sah.sparse_attention.statistics import AttentionStatistics
 from tests.support.attention import RECIPES
 from tests.support.models import CONTEXT, QUESTIONS, dense_adapter
 
@@ -101,6 +103,22 @@ def test_an_answer_of_one_token_needs_the_question_alone(dense: ModelAdapterHF, 
     only_decode = lane(sparse(dense, [TopKMaskerConfig(heavy_size=3)], phases=["decode"]), cache, text=(7,))
     (dense_there,) = found(dense, cache, only_decode)
     assert (dense_there.kl, dense_there.density) == (0.0, None)
+
+
+def test_a_token_without_any_chance_is_told(dense: ModelAdapterHF, cache: ContextCache) -> None:
+    own = lane(sparse(dense, [TopKMaskerConfig(heavy_size=3)]), cache)
+    logits = torch.zeros(len(TEXT), 256)
+    excluding = logits.clone()
+    excluding[3, TEXT[3]] = float("-inf")
+    calls = {"question": {0: 1, 1: 1, 2: 1}, "decode": dict.fromkeys(range(3), len(TEXT) - 1)}
+    statistics = AttentionStatistics()
+    for phase, layers in calls.items():
+        for layer, count in layers.items():
+            statistics.add(phase, layer, torch.tensor([1.0, 1.0], dtype=torch.double), count)
+    found = forced_module._judge(own, logits, excluding, statistics, {})
+    assert not found.is_finite and found.kl == float("inf")
+    assert forced_module._judge(own, excluding, excluding, statistics, {}).kl == 0.0, "both exclude it"
+    assert forced_module._judge(own, logits, logits, statistics, {}).is_finite
 
 
 def test_narrow_batches_and_single_lanes_find_the_same(dense: ModelAdapterHF, cache: ContextCache) -> None:
