@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sah.metrics.compare import MARGIN, compare_scores
@@ -170,7 +170,7 @@ def compare(
                 bounds=bounds(metric),
                 margin=margin,
             )
-            scores[metric] = asdict(compared)
+            scores[metric] = compared.to_json()
     runs = [{s.row.key: _get(s.row, "run") for s in rows} for rows in (dense, sparse)]
     return {
         "scores": scores,

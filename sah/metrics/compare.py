@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.special import ndtri
@@ -13,7 +15,10 @@ from sah.metrics.interval import BoundedMean, Bounds, UnboundedMean, average, cl
 from sah.metrics.verdict import CONFIDENCE, UNDECIDED, verdict
 
 MARGIN = 0.05
-"""Difference of scores within which two settings count as tied, unless the user says otherwise."""
+"""Difference of scores, in their own unit, within which two settings count as tied, unless the user says otherwise."""
+
+Outcome = tuple[float, int, int]
+"""The sum of the differences of a context's questions, how many questions these are, and how many contexts are so."""
 
 MOST_CONTEXTS = 1_000_000
 """Where more contexts than this would be needed, no number is given."""
@@ -50,6 +55,26 @@ class Comparison:
     questions_needed: int | None
     """The same in questions, at the present number a context."""
 
+    dense_low: float | None
+    """Interval of the dense score of these questions, clustered by context."""
+
+    dense_high: float | None
+    sparse_low: float | None
+    sparse_high: float | None
+    outcomes: tuple[Outcome, ...]
+    """How the contexts came out: all that `needed_alike` asks of the pairs. Empty where a score is not finite."""
+
+    span: Bounds | None
+    """Least and greatest possible difference; None where there are none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON data, with lists for tuples."""
+        listed = {
+            "outcomes": [list(outcome) for outcome in self.outcomes],
+            "span": None if self.span is None else list(self.span),
+        }
+        return asdict(self) | listed
+
 
 def compare_scores(
     dense: Sequence[float],
@@ -83,7 +108,10 @@ def compare_scores(
     differences = [after - before for before, after in zip(dense, sparse, strict=True)]
     # Rounding of a difference may lead past the bounds by as little as they allow for.
     span = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    if span is not None and not all(map(math.isfinite, span)):
+        span = None
     mean = mean_interval(differences, contexts, span, confidence)
+    of_dense, of_sparse = (mean_interval(scores, contexts, bounds, confidence) for scores in (dense, sparse))
     sample = clustered_mean(differences, contexts, span)
     p_value = None if sample is None else _p_value(sample)
     p_tied = None if sample is None else _p_tied(sample, margin)
@@ -104,7 +132,53 @@ def compare_scores(
         contexts=mean.clusters,
         contexts_needed=needed,
         questions_needed=None if needed is None else math.ceil(needed * mean.values / mean.clusters),
+        dense_low=of_dense.low,
+        dense_high=of_dense.high,
+        sparse_low=of_sparse.low,
+        sparse_high=of_sparse.high,
+        outcomes=_outcomes(differences, contexts),
+        span=span,
     )
+
+
+def needed_alike(
+    outcomes: Sequence[Outcome], span: Bounds | None, margin: float, confidence: float
+) -> tuple[int, int] | None:
+    """Find how many contexts like those of a comparison would give a verdict at another confidence.
+
+    One of `count` comparisons keeps its verdict by Holm's method, whatever the others come to, where it has it at the
+    confidence `1 - (1 - confidence) / count`.
+
+    Args:
+        outcomes: Of the comparison.
+        span: Of the comparison.
+        margin: Of the comparison.
+        confidence: Of the verdict.
+
+    Returns:
+        Contexts, and questions at the present number a context; None where no number can be given, or none are needed.
+    """
+    values: list[float] = []
+    contexts: list[tuple[int, int]] = []
+    for kind, (total, questions, alike) in enumerate(outcomes):
+        for number in range(alike):
+            values += [total / questions] * questions
+            contexts += [(kind, number)] * questions
+    sample = clustered_mean(values, contexts, span)
+    needed = None if sample is None else contexts_needed(sample, margin, confidence)
+    if sample is None or needed is None:
+        return None
+    return needed, math.ceil(needed * len(values) / sample.clusters)
+
+
+def _outcomes(differences: Sequence[float], contexts: Sequence[Hashable]) -> tuple[Outcome, ...]:
+    if not all(map(math.isfinite, differences)):
+        return ()
+    members: dict[Hashable, list[float]] = {}
+    for difference, context in zip(differences, contexts, strict=True):
+        members.setdefault(context, []).append(difference)
+    counts = Counter((math.fsum(group), len(group)) for group in members.values())
+    return tuple((total, questions, alike) for (total, questions), alike in sorted(counts.items()))
 
 
 def contexts_needed(sample: BoundedMean | UnboundedMean, margin: float, confidence: float) -> int | None:

@@ -109,7 +109,7 @@ def method_labels(points: Sequence[ReportPoint]) -> list[str]:
     """
     apart = len({point.summary.sparse_in for point in points if not point.is_dense}) > 1
     return [
-        f"{label} ({point.summary.sparse_in})" if apart and not point.is_dense else label
+        f"{label} in {point.summary.sparse_in}" if apart and not point.is_dense else label
         for point, label in zip(points, short_labels(points), strict=True)
     ]
 

@@ -35,6 +35,8 @@ class Grid:
     """One row for each of y, one value for each of x; None where nothing was measured."""
     counts: tuple[tuple[int, ...], ...] | None = None
     """Questions behind each cell, where cells are means."""
+    ids: tuple[str, ...] = ()
+    """Of the points that it was made of."""
 
 
 def layer_head(point: ReportPoint, kind: str) -> Grid | None:
@@ -59,7 +61,8 @@ def layer_head(point: ReportPoint, kind: str) -> Grid | None:
     names = layers if isinstance(layers, list) and len(layers) == len(rows) else range(len(rows))
     cells = tuple((*row, *[None] * (width - len(row))) for row in rows)
     heads = tuple(str(head) for head in range(width))
-    return Grid(point.name, "query head", heads, "layer", tuple(map(str, names)), HEAD_KINDS.get(kind, kind), cells)
+    about = HEAD_KINDS.get(kind, kind)
+    return Grid(point.name, "query head", heads, "layer", tuple(map(str, names)), about, cells, ids=(point.id,))
 
 
 def needle_sets(points: Sequence[ReportPoint]) -> dict[str, list[ReportPoint]]:
@@ -127,6 +130,7 @@ def depth_length(
         value_name=f"mean {metric}",
         cells=tuple(tuple(sum(cell) / len(cell) if cell else None for cell in row) for row in table),
         counts=tuple(tuple(len(cell) for cell in row) for row in table),
+        ids=tuple(dict.fromkeys(point.id for point in members)),
     )
 
 

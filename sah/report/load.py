@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sah.errors import StateError
-from sah.report.records import JOB_FILE, collect_points, point_key, read_record, read_records
-from sah.report.summary import PointSummary, summarise_point
+from sah.report.records import JOB_FILE, checked_record, collect_points, point_key, read_record, read_records
+from sah.report.summary import PointSummary
 from sah.results.files import read_json
 from sah.results.rows import PredictionRow
 from sah.results.store import (
@@ -60,7 +60,7 @@ class ReportPoint:
     id: str
     """Of its folder; two points of a report may share it where they asked for different examples."""
     label: str
-    """Its recipe with what tells it apart; the requested density is not part of it."""
+    """Its recipe with what tells it apart, as in `summary`; neither the requested density nor phases are part of it."""
     summary: PointSummary
     metrics: Mapping[str, Any]
     """Content of `metrics.json`, of the examples that the job asked for."""
@@ -80,9 +80,8 @@ class ReportPoint:
 
     @property
     def name(self) -> str:
-        """Its label with the requested density: `topk 0.1`."""
-        density = self.summary.density_requested
-        return self.label if density is None else f"{self.label} {density:g}"
+        """Its label with the requested density, and its phases where points have different ones: `topk 0.1`."""
+        return self.summary.name
 
     @property
     def model(self) -> str:
@@ -107,9 +106,7 @@ class ReportPoint:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """The last run that added rows; empty where nobody noted it."""
-        runs = (self.main.provenance or {}).get("runs") or [{}]
-        last: Mapping[str, Any] = runs[-1]
-        return last
+        return _last_run(self.main.provenance)
 
     def pairs(self) -> list[Pair]:
         """Join the rows of both arms, in the order of the sparse ones (of the dense ones for a dense point)."""
@@ -211,32 +208,42 @@ def _records_of_points(folders: Sequence[Path], problems: list[str]) -> list[dic
     records = []
     for folder in folders:
         try:
-            stored, metrics = read_json(folder / POINT_FILE), read_json(folder / METRICS_FILE)
-            provenance = read_json(folder / PROVENANCE_FILE)
+            if (record := _record_of_point(folder, problems)) is not None:
+                records.append(checked_record(record))
         except StateError as error:
             problems.append(str(error))
-            continue
-        if stored is None:
-            problems.append(f"{folder} is no point's folder: it has no {POINT_FILE}. It is left out.")
-        elif metrics is None:
-            problems.append(
-                f"{folder} has rows but no {METRICS_FILE}: its run did not end. It is left out until the same command "
-                "has run again."
-            )
-        else:
-            runs = (provenance or {}).get("runs") or [{}]
-            records.append(
-                {
-                    "status": "ok",
-                    "overrides": runs[-1].get("overrides", []),
-                    "point": stored.get("id"),
-                    "folder": str(folder),
-                    "examples": "",
-                    "label": stored.get("label"),
-                    "metrics": metrics,
-                }
-            )
     return records
+
+
+def _record_of_point(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    stored, metrics = read_json(folder / POINT_FILE), read_json(folder / METRICS_FILE)
+    provenance = read_json(folder / PROVENANCE_FILE)
+    if stored is None:
+        problems.append(f"{folder} is no point's folder: it has no {POINT_FILE}. It is left out.")
+        return None
+    if metrics is None:
+        problems.append(
+            f"{folder} has rows but no {METRICS_FILE}: its run did not end. It is left out until the same command "
+            "has run again."
+        )
+        return None
+    return {
+        "file": str(folder / METRICS_FILE),
+        "status": "ok",
+        "overrides": _last_run(provenance).get("overrides", []),
+        "point": folder.name,
+        "folder": str(folder),
+        "examples": "",
+        "label": stored.get("label") if isinstance(stored, dict) else None,
+        "metrics": metrics,
+    }
+
+
+def _last_run(provenance: object) -> Mapping[str, Any]:
+    """Read the last run that added rows; empty where nobody noted it."""
+    runs = provenance.get("runs") if isinstance(provenance, Mapping) else None
+    last = runs[-1] if isinstance(runs, list) and runs else None
+    return last if isinstance(last, Mapping) else {}
 
 
 def _points(records: Sequence[dict[str, Any]], problems: list[str]) -> tuple[tuple[ReportPoint, ...], tuple[str, ...]]:
@@ -249,16 +256,9 @@ def _points(records: Sequence[dict[str, Any]], problems: list[str]) -> tuple[tup
             readable.append((record, readable[0][1]))  # only noted
             continue
         try:
-            stored = read_point(Path(record["folder"]))
-            summarise_point(record["metrics"])
+            stored = _read_stored(_folder_of(record))
         except StateError as error:
             problems.append(str(error))
-            continue
-        except (KeyError, TypeError, AttributeError) as error:
-            problems.append(
-                f"The figures of {record['folder']} cannot be read ({type(error).__name__}: {error}): another version "
-                "of sah wrote them, or they are damaged. They are left out; the same command writes them anew."
-            )
             continue
         readable.append((record, stored))
         seen.add(point_key(record))
@@ -286,6 +286,23 @@ def _points(records: Sequence[dict[str, Any]], problems: list[str]) -> tuple[tup
     return tuple(points), tuple(notes)
 
 
+def _folder_of(record: Mapping[str, Any]) -> Path:
+    """Find a record's point: in the output folder that holds the record, which may have moved, or where it was."""
+    inside = (above / POINTS / record["point"] for above in Path(record["file"]).resolve().parents)
+    return next((folder for folder in inside if (folder / POINT_FILE).is_file()), Path(record["folder"]))
+
+
+def _read_stored(folder: Path) -> StoredPoint:
+    """Read a point, and check what names it: the rest of a report takes it as it is."""
+    stored = read_point(folder)
+    identity, config = stored.identity, stored.config
+    if isinstance(identity, dict) and isinstance(config, dict) and isinstance(stored.label, str):
+        parts = [identity.get("dataset") or {}, config.get("model") or {}]
+        if isinstance(stored.id, str) and all(isinstance(part, dict) for part in parts):
+            return stored
+    raise StateError(f"{folder / POINT_FILE} is damaged: what it says of the point is not what sah writes there.")
+
+
 def _dense_arm(
     record: Mapping[str, Any], main: StoredPoint, arms: dict[Path, StoredPoint | None], problems: list[str]
 ) -> StoredPoint | None:
@@ -295,7 +312,7 @@ def _dense_arm(
     folder = main.folder.parent / str(name)
     if folder not in arms:
         try:
-            arms[folder] = read_point(folder)
+            arms[folder] = _read_stored(folder)
         except StateError as error:
             arms[folder] = None
             problems.append(

@@ -90,7 +90,7 @@ def _figures(parts: list[Section], folder: Path) -> tuple[Files, list[str]]:
         for part in parts:
             for plot in (*part.plots, *part.head_plots):
                 stem = folder / f"{part.slug}-{plot.slug}"
-                write_csv(stem.with_suffix(".csv"), plot_lines(plot))
+                write_csv(stem.with_suffix(".csv"), plot_lines(plot, [point.id for point in part.points]))
                 if formats:
                     draw_plot(plot, stem)
                 files[part.slug, plot.slug] = {kind: f"figures/{stem.name}.{kind}" for kind in (*formats, "csv")}

@@ -14,6 +14,7 @@ from sah.report.curves import dense_band, main_metric, short_labels
 from sah.report.grids import depth_length, needle_sets
 from sah.report.load import Pair, ReportData, ReportPoint
 from sah.report.plots import BarPlot, GridPlot, LinePlot, Plot, grid_plot, group_plots, head_plots
+from sah.report.table import line_order
 from sah.report.verdict_lines import headline, verdict_text, verdict_word
 from sah.results.rows import PredictionRow, plain_json
 
@@ -47,7 +48,7 @@ def sections(data: ReportData) -> list[Section]:
     families = {tuple(map(id, points)): (title, points) for title, points in data.groups(same_needles=True).items()}
     found = []
     for number, (title, points) in enumerate(groups, start=1):
-        ordered = sorted(points, key=_order)
+        ordered = sorted(points, key=lambda point: line_order(point.summary))
         named = tuple(_named(point, label) for point, label in zip(ordered, short_labels(ordered), strict=True))
         plots = group_plots(named)
         if families.pop(tuple(map(id, points)), None) is not None:
@@ -168,10 +169,6 @@ def _needles(points: Sequence[ReportPoint]) -> list[Plot]:
     if not grids:
         return []
     return [grid_plot("needle", "Score by depth and length of the needle", _NEEDLE_CAPTION, grids)]
-
-
-def _order(point: ReportPoint) -> tuple[bool, str, float]:
-    return not point.is_dense, point.label, point.summary.density_requested or point.summary.density_measured or 0.0
 
 
 def _section(part: Section, files: Mapping[tuple[str, str], Mapping[str, str]]) -> dict[str, Any]:

@@ -64,6 +64,8 @@ COLUMNS: tuple[Column, ...] = (
               partial(curves.fidelity, name="top1_agreement")),
     Column("output_error", "output error", "relative output error of attention (norm over norm)", 4,
            lambda p: p.summary.output_error),
+    Column("error_queries", "queries compared", "queries behind the output error, in the layer with the fewest", None,
+           lambda p: (p.summary.error_queries or (None, None))[0]),
     Column("perplexity", "perplexity", "of the text's own tokens; lower is better", 3,
            lambda p: curves.perplexity(p)[0]),
     Column("bytes", "KV bytes a token", "bytes of keys and values, and of what stands for them, that a decoded token "
@@ -84,6 +86,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("questions", "questions", "answered and scored by both arms", None, lambda p: p.summary.questions),
     Column("failed", "failed", "questions without an answer or a score, in either arm", None,
            lambda p: p.summary.failed),
+    Column("fidelity_failed", "fidelity failed", "questions whose next tokens could not be compared with dense's; KL "
+           "and top-1 leave them out", None, lambda p: (p.summary.fidelity_rows or (None, None))[1]),
 )  # fmt: skip
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sah.errors import missing_extra
-from sah.report.figures import COLOURS, LINES, MARKERS
-from sah.report.plots import BarPlot, GridPlot, LinePlot, Plot
+from sah.report.plots import COLOURS, BarPlot, GridPlot, LinePlot, Plot
 
 FORMATS = ("png", "svg")
+
+_MARKERS = "osD^vPX"
+_LINES = ("-", ":", "-.")
+"""When the colours are used up they come again, with the next kind of line and other markers."""
 
 _MOST_BARS = 40
 _MOST_GRIDS = 12
@@ -96,8 +99,8 @@ def _draw_lines(axes: Any, plot: LinePlot) -> None:
             capsize=2,
             elinewidth=0.8,
             color="grey" if index < 0 else COLOURS[index % len(COLOURS)],
-            marker="o" if index < 0 else MARKERS[(index + again) % len(MARKERS)],
-            linestyle=LINES[again % len(LINES)] if plot.joined else "none",
+            marker="o" if index < 0 else _MARKERS[(index + again) % len(_MARKERS)],
+            linestyle=_LINES[again % len(_LINES)] if plot.joined else "none",
         )
     if plot.x_log:
         _logarithmic(axes.set_xscale, axes.xaxis)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sah.report.curves import Curve
-from sah.report.plots import BarPlot, GridPlot, LinePlot, Plot
+from sah.report.plots import COLOURS, BarPlot, GridPlot, LinePlot, Plot
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "pentagon")
 _GREY = "#707070"
 _AXIS = {"gridcolor": "#dddddd", "linecolor": "#999999", "zerolinecolor": "#bbbbbb", "automargin": True}

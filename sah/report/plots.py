@@ -12,6 +12,9 @@ from sah.report.curves import Band, Curve, CurvePoint, Interval, main_metric
 from sah.report.grids import HEAD_KINDS, Grid, layer_head
 from sah.report.load import ReportPoint
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)."""
+
 DENSITY_AXIS = "measured density (share of allowed keys read)"
 BYTES_AXIS = "KV bytes read a decoded token"
 _TIME_AXES = {

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sah.metrics.interval import mean_interval
+from sah.metrics.scorers import score_bounds
 from sah.report import curves
 from sah.report.load import ReportData, ReportPoint
 from sah.report.tracked import PREDICTIONS, sweep_figures
@@ -128,8 +130,8 @@ def make_story(data: ReportData) -> Story:
         blocks.append(Words(f"{title}: {headline(points)}"))
         blocks.append(Items(tuple(map(verdict_text, points))))
     if data.failures or data.problems:
-        told = [f"Failed: {overrides}: {error}" for overrides, error in data.failures]
-        blocks += [Heading("What is missing"), Items((*told, *data.problems))]
+        failed = [f"Failed: {overrides}: {error}" for overrides, error in data.failures]
+        blocks += [Heading("What is missing"), Items((*failed, *data.problems))]
     if curve_names:
         blocks += [Heading("Density curves"), Words("Whiskers and bands are 95 % intervals, where they were computed.")]
         blocks.append(Figures(tuple(curve_names)))
@@ -140,7 +142,8 @@ def make_story(data: ReportData) -> Story:
             Scatter("Score against KV bytes read a decoded token", "decode_kv_bytes", "score", log_x=True),
             Figures(tuple(fronts)),
         ]
-    blocks += [Heading("Scores by task"), _task_table(data.points), RunTable("points", False, _points(data))]
+    told = "Means with their 95 % intervals, clustered by context, on all questions that each setting answered."
+    blocks += [Heading("Scores by task"), Words(told), _task_table(data), RunTable("points", False, _points(data))]
     if heads:
         slugs = tuple(dict.fromkeys(name.rpartition("/")[2] for name in heads))
         blocks += [Heading("Layers and heads"), Figures(tuple(heads), slugs)]
@@ -166,27 +169,41 @@ def _is(name: str, *slugs: str) -> bool:
     return name.rpartition("/")[2] in slugs
 
 
-def _task_table(points: Sequence[ReportPoint]) -> Table:
-    """Lay out mean scores by setting and task, dense attention first."""
-    found: dict[str, dict[str, list[float]]] = {}
-    counted: set[tuple[str, str]] = set()
-    for point in points:
-        dense_id = point.metrics.get("dense_point") or point.id
-        for pair in point.pairs():
-            task = str(pair.row.metadata.get("task") or point.dataset)
-            name = f"{point.model}, {point.dataset}" + ("" if task == point.dataset else f" {task}")
-            arms = [(DENSE, pair.dense_scores), (point.name, pair.sparse_scores)]
-            for setting, scores in arms[1:] if (dense_id, pair.key) in counted else arms:
-                value = curves.number(scores.get(point.summary.metric))
-                if value is not None:
-                    found.setdefault(setting, {}).setdefault(name, []).append(value)
-            counted.add((dense_id, pair.key))
-    tasks = tuple(dict.fromkeys(task for scores in found.values() for task in scores))
-    rows = []
-    for setting, by_task in sorted(found.items(), key=lambda item: item[0] != DENSE):
-        cells = [f"{sum(by_task[t]) / len(by_task[t]):.3f}" if t in by_task else "-" for t in tasks]
-        rows.append((setting, *cells))
-    return Table(("setting", *tasks), tuple(rows))
+def _task_table(data: ReportData) -> Table:
+    """Lay out mean scores with their intervals by setting and task: a row a point, and one of dense a group."""
+    rows: list[tuple[str, str, dict[str, str]]] = []
+    for title, points in data.groups().items():
+        dense: dict[str, dict[str, tuple[str, float]]] = {}
+        lines: list[tuple[str, dict[str, dict[str, tuple[str, float]]]]] = [(DENSE, dense)]
+        for point in points:
+            sparse: dict[str, dict[str, tuple[str, float]]] = {}
+            for pair in point.pairs():
+                task = str(pair.row.metadata.get("task") or point.dataset)
+                for arm, scores in ((dense, pair.dense_scores), (sparse, pair.sparse_scores)):
+                    value = curves.number(scores.get(point.summary.metric))
+                    if value is not None:
+                        # By the question: points share dense answers.
+                        arm.setdefault(task, {})[pair.key] = (pair.row.example_key, value)
+            lines.append((point.name, sparse))
+        metric = curves.main_metric(points)
+        for name, found in lines:
+            if found:
+                cells = {task: _mean_of(list(values.values()), metric) for task, values in found.items()}
+                rows.append((title, name, cells))
+    tasks = tuple(dict.fromkeys(task for *_, cells in rows for task in cells))
+    written = [(title, name, *(cells.get(task, "-") for task in tasks)) for title, name, cells in rows]
+    return Table(("model and data", "setting", *tasks), tuple(written))
+
+
+def _mean_of(scores: Sequence[tuple[str, float]], metric: str) -> str:
+    """Write the mean of (context, score) with its 95 % interval, where the contexts give one."""
+    contexts, values = zip(*scores, strict=True)
+    try:
+        found = mean_interval(values, contexts, score_bounds(metric))
+    except ValueError:
+        return f"{sum(values) / len(values):.3f}"  # scores that the metric cannot have give no interval
+    written = f"{found.mean:.3f}"
+    return written if found.low is None or found.high is None else f"{written} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def _points(data: ReportData) -> Table:

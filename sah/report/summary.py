@@ -14,6 +14,21 @@ OBJECTIVES: dict[str, str] = {"score": MAXIMIZE, "density": MINIMIZE, "bytes": M
 """What a search may optimise, and the direction in which it is better."""
 
 
+UNITS = {"log_likelihood": "nats a token"}
+"""Units of metrics; others are shares of a full score."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the contexts of a comparison came out."""
+
+    outcomes: tuple[tuple[float, int, int], ...]
+    """See `sah.metrics.compare.Outcome`."""
+
+    span: tuple[float, float] | None
+    """Least and greatest possible difference."""
+
+
 @dataclass(frozen=True)
 class PointSummary:
     """The figures of a point that tables and figures show. None means not measured."""
@@ -79,14 +94,51 @@ class PointSummary:
 
     questions_needed: int | None = None
     dense_range: tuple[float | None, float | None] = (None, None)
-    """Interval of the dense score itself."""
+    """Interval of the dense score itself, on the same questions."""
 
     sparse_range: tuple[float | None, float | None] = (None, None)
+    spread: Spread | None = None
+    """What tells how many contexts another confidence needs; None where an older version wrote."""
+
+    fidelity_rows: tuple[int, int] | None = None
+    """Questions whose next tokens were compared with dense's, and those of them where that failed."""
+
+    error_queries: tuple[int, int] | None = None
+    """Queries behind the output error, in the layer with the fewest and in that with the most."""
+
     compared: int | None = None
     """Comparisons of the sweep that the next two are corrected for (`sah.report.verdicts`); None outside of a sweep."""
 
     p_corrected: float | None = None
     verdict_corrected: str | None = None
+    contexts_needed_corrected: int | None = None
+    """For another verdict than `not enough data` among all these comparisons, whatever the others come to."""
+
+    questions_needed_corrected: int | None = None
+    apart: str = ""
+    """`sparse_in` where that differs among the points shown together (`sah.report.records.collect_points`)."""
+
+    @property
+    def setting(self) -> str:
+        """Its label, with its phases where others have other ones: `topk in decode`."""
+        return f"{self.label} in {self.apart}" if self.apart else self.label
+
+    @property
+    def name(self) -> str:
+        """What words and figures call it: `topk 0.1`, or `topk 0.1 in decode`."""
+        return self.named(" ")
+
+    def named(self, before: str) -> str:
+        """Name it with some words of one's own.
+
+        Args:
+            before: What stands before the requested density.
+
+        Returns:
+            The name.
+        """
+        density = "" if self.density_requested is None else f"{before}{self.density_requested:g}"
+        return f"{self.label}{density}" + (f" in {self.apart}" if self.apart else "")
 
     @property
     def shown_verdict(self) -> str | None:
@@ -154,8 +206,11 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         contexts=pair.get("contexts") if sparse is not None else dense.get("contexts"),
         contexts_needed=pair.get("contexts_needed"),
         questions_needed=pair.get("questions_needed"),
-        dense_range=_range(dense, metric),
-        sparse_range=(None, None) if sparse is None else _range(sparse, metric),
+        dense_range=_range(dense, metric) if sparse is None else _pair_range(pair, "dense", dense, metric),
+        sparse_range=(None, None) if sparse is None else _pair_range(pair, "sparse", sparse, metric),
+        spread=_spread(pair),
+        fidelity_rows=_fidelity_rows(sparse),
+        error_queries=_error_queries(sparse),
     )
 
 
@@ -183,6 +238,37 @@ def objective_values(summary: PointSummary, objectives: Sequence[str]) -> tuple[
 def _range(arm: Mapping[str, Any], metric: str) -> tuple[float | None, float | None]:
     found = arm["scores"].get(metric, {})
     return found.get("low"), found.get("high")
+
+
+def _pair_range(
+    pair: Mapping[str, Any], name: str, arm: Mapping[str, Any], metric: str
+) -> tuple[float | None, float | None]:
+    """Read the interval of an arm's score over the pairs; over all its rows where these are the pairs."""
+    if f"{name}_low" in pair:
+        return pair[f"{name}_low"], pair[f"{name}_high"]
+    same = arm["scores"].get(metric, {}).get("count") == pair.get("pairs")
+    return _range(arm, metric) if same else (None, None)
+
+
+def _spread(pair: Mapping[str, Any]) -> Spread | None:
+    if not pair.get("outcomes"):
+        return None
+    span = pair.get("span")
+    outcomes = tuple((float(total), int(questions), int(alike)) for total, questions, alike in pair["outcomes"])
+    return Spread(outcomes, None if span is None else (span[0], span[1]))
+
+
+def _fidelity_rows(sparse: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    stored = (sparse or {}).get("fidelity")
+    if not isinstance(stored, Mapping):
+        return None
+    failed = int(stored.get("failed") or 0)
+    return int(stored.get("questions") or 0) + failed, failed
+
+
+def _error_queries(sparse: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    rows = ((sparse or {}).get("attention_by_head") or {}).get("rows")
+    return (min(rows), max(rows)) if rows else None
 
 
 def _sparse_in(metrics: Mapping[str, Any]) -> str:

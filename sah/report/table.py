@@ -139,15 +139,49 @@ def markdown_table(points: Sequence[PointSummary]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [names, rule, *lines])
 
 
+def line_order(point: PointSummary) -> tuple[bool, str, float]:
+    """Give what lines are sorted by where their own order says nothing: dense, then by setting and density."""
+    return point.sparse_in is not None, point.setting, point.density_requested or point.density_measured or 0.0
+
+
+def fidelity_note(points: Sequence[PointSummary]) -> str:
+    """Say where next tokens could not be compared with dense's; empty where that worked for all questions."""
+    failed = [
+        f"{point.name} {point.fidelity_rows[1]} of {point.fidelity_rows[0]}"
+        for point in points
+        if point.fidelity_rows is not None and point.fidelity_rows[1]
+    ]
+    if not failed:
+        return ""
+    return f"Fidelity failed for some questions, which its figures leave out: {', '.join(failed)}."
+
+
+def error_note(points: Sequence[PointSummary]) -> str:
+    """Say how many queries stand behind the output errors; empty where that is not known of any."""
+    known = [point.error_queries for point in points if point.error_queries is not None]
+    if not known:
+        return ""
+    fewest, most = min(low for low, _ in known), max(high for _, high in known)
+    return f"Output error is a mean over {queries_words((fewest, most))}, sampled in each point."
+
+
+def queries_words(queries: tuple[int, int]) -> str:
+    """Write how many queries of a layer were looked at, the fewest and the most."""
+    fewest, most = queries
+    if fewest == most:
+        return f"{most} {'query' if most == 1 else 'queries'} a layer"
+    return f"{fewest} to {most} queries a layer"
+
+
 def speed_note(points: Sequence[PointSummary]) -> str:
     """Say in words whether sparse decoding was faster than the dense decoding of the same run."""
     lines: list[str] = []
-    timed = [verdict(_named(point), point.timed) for point in points if point.timed is not None]
+    timed = [verdict(point.name, point.timed) for point in points if point.timed is not None]
     if timed:
         lines.append(f"Timed decode, one question at a time, all forms in turn: {'. '.join(timed)}.")
     known = [point for point in points if point.timed is None and point.decode_speed_up is not None]
     if known:
-        faster = [f"{p.label} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > FASTER]
+        faster = [f"{p.setting} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > FASTER]
         told = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
         lines.append(f"{told} Wall times of single questions, against the model's own attention in the same run.")
     if not lines and any(point.attention_ms != (None, None) for point in points):
@@ -159,11 +193,6 @@ def speed_note(points: Sequence[PointSummary]) -> str:
 
 def _from_another_run(point: PointSummary) -> bool:
     return not point.timed_together and None not in point.decode_ms
-
-
-def _named(point: PointSummary) -> str:
-    density = point.density_requested
-    return point.label if density is None else f"{point.label} {density:g}"
 
 
 def _decode_times(point: PointSummary) -> str:

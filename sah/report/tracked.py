@@ -72,7 +72,8 @@ def point_summary(point: ReportPoint) -> dict[str, Any]:
     detail = dict(point.metrics)
     if isinstance(sparse := detail.get("sparse"), Mapping):
         detail["sparse"] = {name: part for name, part in sparse.items() if name != "attention_by_head"}
-    return {**asdict(point.summary), **words, **point_metrics(point), "detail": detail}
+    figures = {name: part for name, part in asdict(point.summary).items() if name != "spread"}
+    return {**figures, **words, **point_metrics(point), "detail": detail}
 
 
 def predictions_table(point: ReportPoint) -> Table:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from sah.metrics.verdict import BETTER, TIED, UNDECIDED, WORSE
 from sah.report.load import ReportData, ReportPoint
+from sah.report.table import fidelity_note
 from sah.report.verdicts import correct_points, correction_note, sentence
 
 NO_VERDICT = "no verdict"
@@ -40,11 +41,13 @@ def verdict_text(point: ReportPoint) -> str:
 
 
 def headline(points: Sequence[ReportPoint]) -> str:
-    """Count the verdicts of points, and say what they are corrected for."""
+    """Count the verdicts of points, and say what they are corrected for and which figures lack questions."""
     sparse = [point for point in points if not point.is_dense]
     if not sparse:
         return "Dense attention alone: there is nothing to compare."
     counts = Counter(verdict_word(point) for point in sparse)
     told = ", ".join(f"{counts[word]} {word}" for word in (BETTER, TIED, WORSE, UNDECIDED, NO_VERDICT) if counts[word])
     settings = "One sparse setting" if len(sparse) == 1 else f"{len(sparse)} sparse settings"
-    return f"{settings} against dense: {told}. {correction_note([point.summary for point in points])}".strip()
+    summaries = [point.summary for point in points]
+    notes = filter(None, (correction_note(summaries), fidelity_note(summaries)))
+    return " ".join([f"{settings} against dense: {told}.", *notes])

@@ -13,7 +13,15 @@ from sah.console import print_error
 from sah.errors import ConfigError, StateError
 from sah.report.pareto import SearchResult, front_table
 from sah.report.records import collect_points, read_records
-from sah.report.table import markdown_table, print_built, print_lines, print_table, speed_note
+from sah.report.table import (
+    error_note,
+    fidelity_note,
+    markdown_table,
+    print_built,
+    print_lines,
+    print_table,
+    speed_note,
+)
 from sah.report.verdicts import correct_points, correction_note
 from sah.runners.launcher import planning
 from sah.runners.records import clear_records
@@ -63,7 +71,7 @@ class SweepSummary(Callback):
         records = read_records(folder)
         points, notes = collect_points(records)
         points = correct_points(points)
-        notes = [correction_note(points), speed_note(points), *notes]
+        notes = [correction_note(points), fidelity_note(points), error_note(points), speed_note(points), *notes]
         print_table(points, f"{len(points)} point{'' if len(points) == 1 else 's'}")
         print_lines(*notes, f"Sweep: {folder}")
         page = [markdown_table(points), *filter(None, notes)]

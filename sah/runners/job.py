@@ -18,7 +18,7 @@ from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
 from sah.config.launcher import LAUNCHER, PREFIX
 from sah.errors import ModelError, SahError, WorkerError
-from sah.report.records import JOB_FILE
+from sah.report.records import CONFIG_FILE, JOB_FILE
 from sah.report.summary import objective_values, summarise_point
 from sah.report.table import print_lines, print_table, speed_note
 from sah.results.files import replace_json
@@ -154,7 +154,7 @@ def _run_and_record(config: DictConfig, context: JobContext, *, show: bool) -> f
     try:
         experiment = build_experiment(config)
         plain = plain_config(config)
-        replace_json(context.folder / "config.json", plain_json(redacted(plain)))
+        replace_json(context.folder / CONFIG_FILE, plain_json(redacted(plain)))
         point, metrics, location = run_experiment(experiment, context, _session, plain)
         record |= {
             "point": point.main.store.id,

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.types import RunMode
 
-from sah.report.records import JOB_FILE
+from sah.report.records import CONFIG_FILE, JOB_FILE
 
 
 def sweep_name(hydra: Any) -> str | None:
@@ -28,6 +28,10 @@ def sweep_name(hydra: Any) -> str | None:
 
 
 def clear_records(folder: Path) -> None:
-    """Remove the records of an earlier sweep from a sweep's folder; its results lie elsewhere."""
+    """Remove the records of an earlier sweep from a sweep's folder; its results lie elsewhere.
+
+    A config without a record would tell of a job that did not end.
+    """
     for path in folder.glob(f"*/{JOB_FILE}"):
         path.unlink()
+        path.with_name(CONFIG_FILE).unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def collect_search(records: Sequence[Mapping[str, Any]]) -> SearchResult | None:
     summaries, _ = collect_points(finished)
     points = [
         SearchPoint(
-            label=summary.label,
+            label=summary.setting,
             density_requested=summary.density_requested,
             values=same[0]["objectives"],
             jobs=len(same),

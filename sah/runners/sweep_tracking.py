@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 JOB_TYPE = "sweep"
 _FILES = ("table.md", "pareto.json", "pareto.md", "*/job.json", "*/config.json")
-"""Of a sweep's folder; `multirun.yaml` is not among them, since nothing was taken out of it that is secret."""
+"""Of a sweep's folder. `multirun.yaml` is not among them: what of it concerns the results is the run's config, and the
+rest tells of the machine (its folders, the environment that jobs are given)."""
 
 
 def track_sweep(folder: Path, config: DictConfig, search: SearchResult | None = None) -> str | None:
@@ -58,7 +59,7 @@ def track_sweep(folder: Path, config: DictConfig, search: SearchResult | None = 
     tracker.tell(lambda told: _log_sweep(told, data, folder, info, search))
     location = tracker.location
     tracker.finish(failed=bool(data.failures))
-    _note(folder, tracker_config, info, location)
+    _note(folder, tracker_config, info, location, there=tracker.failure is None)
     return location
 
 
@@ -107,11 +108,13 @@ def _log_sweep(tracker: Tracker, data: ReportData, folder: Path, info: RunInfo, 
     tracker.log_artifact(f"results-{info.group}-{info.run_id}", {**point_files(points), **own})
 
 
-def _note(folder: Path, config: TrackerConfig, info: RunInfo, location: str | None) -> None:
-    """Note where the sweep's runs are, for those who look for them later."""
+def _note(folder: Path, config: TrackerConfig, info: RunInfo, location: str | None, *, there: bool) -> None:
+    """Note where the sweep's runs are, for those who look for them later; its own if the tracker took all of it."""
     settings = asdict(config)
     group = settings.get("group") or info.group
-    note = {"tracker": config.name, "settings": settings, "group": group, "run": info.run_id, "location": location}
+    note = {"tracker": config.name, "settings": settings, "group": group, "location": location}
+    if there:
+        note["run"] = info.run_id
     try:
         replace_json(folder / TRACKING_FILE, plain_json(redacted(note)))
     except Exception as error:

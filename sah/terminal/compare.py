@@ -17,6 +17,8 @@ from sah.terminal.paired import (
     PairedPoints,
     changed,
     configuration_changes,
+    correct_all,
+    margin_lines,
     match_points,
     paired_scores,
     why_not,
@@ -71,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     whole = len(first.points) > 1
     if given.json:
-        show_json(_sweeps_json(first, second) if whole else _points_json(_only(first, second), given.examples))
+        pair = _only(first, second)
+        show_json(_sweeps_json(first, second) if whole else _points_json(pair, paired_scores(pair), given.examples))
         return 0
     target = console()
     for problem in (*first.problems, *second.problems):
@@ -120,6 +123,8 @@ def _show_points(pair: PairedPoints, examples: int, target: Console) -> int:
         return 1
     show_title(target, "Paired on the questions that both answered, B minus A")
     target.print(grid(["metric", "A", "B", "difference", "p", "questions", "contexts", "verdict"], _lines(compared)))
+    for note in margin_lines([pair], compared):
+        show_line(target, note)
     _show_changed(pair, compared[0].metric, examples, target)
     return 0
 
@@ -131,7 +136,7 @@ def _lines(compared: Sequence[Difference]) -> list[list[str]]:
             f"{found.result.dense:.3f}",
             f"{found.result.sparse:.3f}",
             interval(found.result.difference, found.result.low, found.result.high, sign=True),
-            "-" if found.result.p_value is None else f"{found.result.p_value:.3g}",
+            "-" if found.p_value is None else f"{found.p_value:.3g}",
             str(found.result.pairs),
             str(found.result.contexts),
             found.words(),
@@ -173,20 +178,28 @@ def _show_sweeps(first: ReportData, second: ReportData, target: Console) -> int:
     matched, only_a, only_b = match_points(first, second)
     if matched:
         _show_changes(matched, target)
-    lines, reasons = [], []
+    together, primary, reasons = [], [], []
     for pair in matched:
         compared = paired_scores(pair)
         if compared:
-            # The names in its first columns, then the figures of the primary metric.
-            lines.append([pair.a.name, pair.a.dataset, *_lines(compared[:1])[0], *pair.densities()])
+            together.append(pair)
+            primary.append(compared[0])
         else:
             reasons.append(f"{pair.a.name}: {why_not(pair)}")
+    primary = correct_all(primary)
+    # The names in its first columns, then the figures of the primary metric.
+    lines = [
+        [pair.a.name, pair.a.dataset, *line, *pair.densities()]
+        for pair, line in zip(together, _lines(primary), strict=True)
+    ]
     if lines:
         show_title(target, "Points of the same name, on the questions that both answered, B minus A")
         names = ["setting", "data set", "metric", "A", "B", "difference", "p", "questions", "contexts", "verdict"]
         target.print(grid([*names, "density A", "density B"], lines[:_MOST_LINES], left=(0, 1, 2, 9)))
         if len(lines) > _MOST_LINES:
             show_line(target, f"and {len(lines) - _MOST_LINES} more: --json has all")
+        for note in margin_lines(together, primary):
+            show_line(target, note)
     for reason in reasons:
         show_line(target, reason, "yellow")
     for name, points in (("A", only_a), ("B", only_b)):
@@ -201,8 +214,7 @@ def _show_sweeps(first: ReportData, second: ReportData, target: Console) -> int:
     return 0 if lines else 1
 
 
-def _points_json(pair: PairedPoints, examples: int) -> dict[str, Any]:
-    compared = paired_scores(pair)
+def _points_json(pair: PairedPoints, compared: Sequence[Difference], examples: int) -> dict[str, Any]:
     worse, better = changed(pair, compared[0].metric) if compared else ([], [])
     return {
         **pair.to_json(),
@@ -216,8 +228,11 @@ def _points_json(pair: PairedPoints, examples: int) -> dict[str, Any]:
 
 def _sweeps_json(first: ReportData, second: ReportData) -> dict[str, Any]:
     matched, only_a, only_b = match_points(first, second)
+    scores = [paired_scores(pair) for pair in matched]
+    primary = iter(correct_all([compared[0] for compared in scores if compared]))
+    scores = [[next(primary), *compared[1:]] if compared else [] for compared in scores]
     return {
-        "points": [_points_json(pair, 0) for pair in matched],
+        "points": [_points_json(pair, compared, 0) for pair, compared in zip(matched, scores, strict=True)],
         "only_a": [point.id for point in only_a],
         "only_b": [point.id for point in only_b],
     }

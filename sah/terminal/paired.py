@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sah.metrics.compare import Comparison, compare_scores
+from sah.metrics.compare import MARGIN, Comparison, compare_scores, needed_alike
 from sah.metrics.scorers import score_bounds
-from sah.report.curves import fidelity, number
+from sah.metrics.verdict import UNDECIDED, Claim, Corrected, correct
+from sah.report.curves import Interval, fidelity, number, score
 from sah.report.load import ReportData, ReportPoint
+from sah.report.verdicts import margin_words
 from sah.terminal.points import laid_out
-from sah.terminal.screen import shortened
+from sah.terminal.screen import interval, shortened
 
 _ABSENT = "(absent)"
 _VALUE_CHARACTERS = 40
@@ -41,15 +43,39 @@ class PairedPoints:
         ]
 
     def side_by_side(self) -> list[list[str]]:
-        """Write the figures of both, each on all its own questions, in lines of name, A, B and B minus A."""
+        """Write the figures of both, each on all its own questions, in lines of name, A, B and B minus A.
+
+        Figures that other questions would change are written with their intervals where they have one, and without a
+        difference: only pairs of questions tell what that is worth.
+        """
         lines = []
-        for name, digits, read in _FIGURES:
-            a, b = read(self.a), read(self.b)
+        for name, digits, read, exact in _FIGURES:
+            (a, *ends_a), (b, *ends_b) = read(self.a), read(self.b)
             if a is None and b is None:
                 continue
-            gain = "-" if a is None or b is None else f"{b - a:+,.{digits}f}"
-            lines.append([name, *("-" if value is None else f"{value:,.{digits}f}" for value in (a, b)), gain])
+            if exact:
+                cells = ["-" if value is None else f"{value:,.{digits}f}" for value in (a, b)]
+                gain = "-" if a is None or b is None else f"{b - a:+,.{digits}f}"
+            else:
+                cells = [
+                    "-" if value is None else interval(value, ends[0], ends[1], digits)
+                    for value, ends in ((a, ends_a), (b, ends_b))
+                ]
+                gain = ""
+            lines.append([name, *cells, gain])
         return lines
+
+    def margin(self) -> tuple[float, bool]:
+        """Tell within which margin the two count as tied: their verdicts' own, else their runs'; the smaller of two.
+
+        Returns:
+            The margin, and whether both have the same.
+        """
+        points = (self.a, self.b)
+        judged = {point.summary.margin for point in points} - {None}
+        found = judged or {number(point.main.config.get("margin")) for point in points}
+        known = [margin for margin in found if margin is not None]
+        return min(known, default=MARGIN), len(known) < 2
 
     def densities(self) -> list[str]:
         """Write the measured densities of A and B."""
@@ -60,7 +86,7 @@ class PairedPoints:
         """Give names and figures of both as JSON data."""
         sides = {}
         for side, point in (("a", self.a), ("b", self.b)):
-            figures = {name: read(point) for name, _, read in _FIGURES}
+            figures = {name: read(point)[0] for name, _, read, _ in _FIGURES}
             sides[side] = {"id": point.id, "name": point.name, "folder": str(point.main.folder), "figures": figures}
         return sides
 
@@ -71,16 +97,86 @@ class Difference:
 
     metric: str
     result: Comparison
+    compared: int = 1
+    """Comparisons that it is one of."""
+
+    corrected: Corrected | None = None
+    """What is left of it among them; None where it stands alone."""
+
+    @property
+    def verdict(self) -> str:
+        """The corrected verdict where there is one."""
+        return self.result.verdict if self.corrected is None else self.corrected.verdict
+
+    @property
+    def p_value(self) -> float | None:
+        """The corrected one where there is one."""
+        return self.result.p_value if self.corrected is None else self.corrected.p_value
+
+    def questions_needed(self) -> int | None:
+        """Estimate how many questions would give a verdict that holds among all that are compared."""
+        if self.corrected is None or self.verdict != UNDECIDED:
+            return self.result.questions_needed if self.verdict == UNDECIDED else None
+        result = self.result
+        confidence = 1 - (1 - result.confidence) / self.compared
+        needed = needed_alike(result.outcomes, result.span, result.margin, confidence)
+        return None if needed is None else needed[1]
 
     def words(self) -> str:
         """Write the verdict on B, with what would settle it where the questions do not."""
-        needed = self.result.questions_needed
-        return self.result.verdict + (f" (about {needed:,} questions would settle it)" if needed else "")
+        needed = self.questions_needed()
+        return self.verdict + (f" (about {needed:,} questions would settle it)" if needed else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON data, with `a` and `b` for the means."""
+        """Give it as JSON data, with `a` and `b` for the means and their intervals."""
         values = dataclasses.asdict(self.result)
-        return {"a": values.pop("dense"), "b": values.pop("sparse"), **values}
+        for name in ("outcomes", "span"):
+            del values[name]
+        named = {name.replace("dense", "a").replace("sparse", "b"): value for name, value in values.items()}
+        if self.corrected is not None:
+            named |= {"compared": self.compared, "p_corrected": self.p_value, "verdict_corrected": self.verdict}
+            named["questions_needed_corrected"] = self.questions_needed()
+        return named
+
+
+def correct_all(compared: Sequence[Difference]) -> list[Difference]:
+    """Correct comparisons for being many, one alone stays as it is; see `sah.metrics.verdict.correct`."""
+    claims = [Claim(found.result.difference, found.result.p_value, found.result.p_tied) for found in compared]
+    count = sum(claim.p_value is not None for claim in claims)
+    if count < 2:
+        return list(compared)
+    return [
+        dataclasses.replace(found, compared=count, corrected=corrected)
+        for found, corrected in zip(compared, correct(claims), strict=True)
+    ]
+
+
+def margin_lines(pairs: Sequence[PairedPoints], compared: Sequence[Difference]) -> list[str]:
+    """Say what the verdicts of comparisons stand on: for how many they are corrected, and within which margin.
+
+    Args:
+        pairs: What was compared.
+        compared: The comparisons that are shown.
+
+    Returns:
+        Lines.
+    """
+    lines = []
+    count = max((found.compared for found in compared), default=1)
+    if count > 1:
+        lines.append(
+            f"p-values and verdicts are corrected for {count} comparisons by Holm's method; intervals are those of "
+            "each alone."
+        )
+    margins = dict.fromkeys(margin_words(found.result.margin, found.metric) for found in compared)
+    mixed = [pair.a.name for pair in pairs if not pair.margin()[1]]
+    if margins:
+        told = " or ".join(margins)
+        several = ", that of each one's own runs" if len(margins) > 1 else ""
+        lines.append(f"Tied means that the interval lies within the margin of {told} around 0{several}.")
+    if mixed:
+        lines.append(f"A and B were run with different margins; the smaller one is taken: {', '.join(mixed)}.")
+    return lines
 
 
 def paired_scores(pair: PairedPoints) -> list[Difference]:
@@ -104,6 +200,7 @@ def paired_scores(pair: PairedPoints) -> list[Difference]:
                 [b.scores[key].scores[metric] for key in having],
                 [a.predictions[key].example_key for key in having],
                 bounds=score_bounds(metric),
+                margin=pair.margin()[0],
             )
             found.append(Difference(metric, result))
     return found
@@ -210,18 +307,30 @@ def _distance(a: dict[str, str], b: dict[str, str]) -> int:
     return sum(a.get(key) != b.get(key) for key in a.keys() | b.keys())
 
 
-def _score(point: ReportPoint) -> float | None:
-    return number(point.summary.dense if point.is_dense else point.summary.sparse)
+def _score(point: ReportPoint) -> Interval:
+    if not point.is_dense:
+        return score(point)
+    low, high = point.summary.dense_range
+    return number(point.summary.dense), number(low), number(high)
 
 
-_FIGURES = (
-    ("score, each on its own questions", 3, _score),
-    ("questions", 0, lambda point: number(point.summary.questions)),
-    ("density requested", 4, lambda point: number(point.summary.density_requested)),
-    ("density measured", 4, lambda point: number(point.summary.density_measured)),
-    ("KV bytes read a decoded token", 0, lambda point: number(point.summary.decode_kv_bytes)),
-    ("output error of attention", 4, lambda point: number(point.summary.output_error)),
-    ("KL to dense, nats a token", 4, lambda point: fidelity(point, "kl")[0]),
-    ("top-1 agreement with dense", 4, lambda point: fidelity(point, "top1_agreement")[0]),
-    ("log-likelihood of dense's answer - dense", 4, lambda point: fidelity(point, "log_likelihood_difference")[0]),
+def _alone(name: str) -> Callable[[ReportPoint], Interval]:
+    return lambda point: (number(getattr(point.summary, name)), None, None)
+
+
+def _fidelity(name: str) -> Callable[[ReportPoint], Interval]:
+    return lambda point: fidelity(point, name)
+
+
+_FIGURES: tuple[tuple[str, int, Callable[[ReportPoint], Interval], bool], ...] = (
+    ("score, each on its own questions", 3, _score, False),
+    ("questions", 0, _alone("questions"), True),
+    ("density requested", 4, _alone("density_requested"), True),
+    ("density measured", 4, _alone("density_measured"), True),
+    ("KV bytes read a decoded token", 0, _alone("decode_kv_bytes"), True),
+    ("output error of attention", 4, _alone("output_error"), False),
+    ("KL to dense, nats a token", 4, _fidelity("kl"), False),
+    ("top-1 agreement with dense", 4, _fidelity("top1_agreement"), False),
+    ("log-likelihood of dense's answer - dense", 4, _fidelity("log_likelihood_difference"), False),
 )
+"""Name, decimals, how to read it, and whether it is a setting or a cost, so that its difference is no estimate."""

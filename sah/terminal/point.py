@@ -10,9 +10,10 @@ from rich.console import Console
 
 from sah.report.curves import difference, fidelity, number, score
 from sah.report.load import Pair, ReportPoint
+from sah.report.table import queries_words
 from sah.report.verdicts import sentence
 from sah.terminal.points import laid_out, what_is_asked
-from sah.terminal.profiles import layer_errors
+from sah.terminal.profiles import layer_errors, questions_compared
 from sah.terminal.screen import (
     figure,
     interval,
@@ -126,8 +127,10 @@ def _facts(point: ReportPoint) -> list[tuple[str, str]]:
             ("density measured", figure(summary.density_measured, 4) + _by_phase(arm)),
             ("KL to dense", interval(*fidelity(point, "kl"), 4) + " nats a token"),
             ("top-1 agreement", interval(*fidelity(point, "top1_agreement"))),
-            ("output error", figure(summary.output_error, 4)),
+            ("output error", figure(summary.output_error, 4) + _over_queries(point)),
         ]
+        if summary.fidelity_rows is not None:
+            facts.insert(-1, ("fidelity over", f"{questions_compared(point)} questions"))
         facts += _layers(point)
         calls = number((arm.get("measures") or {}).get("attention_calls"))
         facts.append(("sparse calls", figure(calls, 1) + (" an answer" if calls is not None else "")))
@@ -145,6 +148,11 @@ def _layers(point: ReportPoint) -> list[tuple[str, str]]:
     blocks = sparkline(resampled(list(errors.values()), _MOST_BLOCKS), min(known), max(known))
     first, last = next(iter(errors)), list(errors)[-1]
     return [("error by layer", f"{blocks} layers {first} to {last}, from {min(known):.4f} to {max(known):.4f}")]
+
+
+def _over_queries(point: ReportPoint) -> str:
+    queries = point.summary.error_queries
+    return "" if queries is None else f" over {queries_words(queries)}"
 
 
 def _by_phase(arm: Mapping[str, Any]) -> str:
@@ -198,6 +206,5 @@ def _arm(point: ReportPoint) -> Mapping[str, Any]:
 
 
 def _dense_score(point: ReportPoint) -> tuple[float | None, float | None, float | None]:
-    dense = point.metrics.get("dense") or {}
-    stored = (dense.get("scores") or {}).get(point.summary.metric) or {}
-    return number(point.summary.dense), number(stored.get("low")), number(stored.get("high"))
+    low, high = point.summary.dense_range
+    return number(point.summary.dense), number(low), number(high)

@@ -9,7 +9,7 @@ from rich.console import Console
 from sah.report.curves import dense_band, density_curves, fidelity, main_metric, method_labels
 from sah.report.grids import layer_head
 from sah.report.load import ReportPoint
-from sah.report.table import difference, number, terminal_table
+from sah.report.table import difference, number, queries_words, terminal_table
 from sah.terminal.screen import grid, interval, resampled, show_columns, show_line, show_title, sparkline
 
 _MOST_BLOCKS = 60
@@ -86,18 +86,21 @@ def show_layers(points: Sequence[ReportPoint], target: Console) -> None:
         points: Of one group; those in which it was not measured are left out.
         target: Where to.
     """
-    profiles = [(name, found) for name, point in _named(points) if (found := layer_errors(point))]
+    profiles = [(name, point, found) for name, point in _named(points) if (found := layer_errors(point))]
     if not profiles:
         return
-    known = [value for _, profile in profiles for value in profile.values() if value is not None]
+    known = [value for *_, profile in profiles for value in profile.values() if value is not None]
     low, high = min(known), max(known)
     show_title(target, f"output error of attention over layers, heights from {low:.4f} to {high:.4f}")
     lines = []
-    for name, profile in profiles[:_MOST_LINES]:
+    for name, point, profile in profiles[:_MOST_LINES]:
         layer, worst = max(((layer, value or 0.0) for layer, value in profile.items()), key=lambda pair: pair[1])
         blocks = sparkline(resampled(list(profile.values()), _MOST_BLOCKS), low, high)
         first, last = next(iter(profile)), list(profile)[-1]
-        lines.append((name, blocks, f"layers {first} to {last}", f"largest {worst:.4f} in layer {layer}"))
+        told = f"largest {worst:.4f} in layer {layer}"
+        queries = point.summary.error_queries
+        told += "" if queries is None else f", over {queries_words(queries)}"
+        lines.append((name, blocks, f"layers {first} to {last}", told))
     show_columns(target, lines)
     _say_rest(len(profiles), target)
 
@@ -134,10 +137,21 @@ def show_fidelity(points: Sequence[ReportPoint], target: Console) -> None:
         read = {key: fidelity(point, key) for key in columns}
         if any(value is not None for value, _, _ in read.values()):
             cells = [interval(*read[key], digits, sign=key in _LIKELIHOOD) for key, (_, digits) in columns.items()]
-            lines.append([name, *cells, _tokens(point)])
+            lines.append([name, *cells, questions_compared(point), _tokens(point)])
+        elif point.summary.fidelity_rows is not None:
+            lines.append([name, *["failed"] * len(columns), questions_compared(point), "-"])
     if lines:
         show_title(target, "Fidelity to dense, next tokens compared along dense's own answers")
-        target.print(grid(["setting", *(title for title, _ in columns.values()), "tokens"], lines))
+        target.print(grid(["setting", *(title for title, _ in columns.values()), "questions", "tokens"], lines))
+
+
+def questions_compared(point: ReportPoint) -> str:
+    """Write over how many questions fidelity was measured, `5 of 8` where it failed for some."""
+    rows = point.summary.fidelity_rows
+    if rows is None:
+        return "-"
+    asked, failed = rows
+    return f"{asked - failed} of {asked}" if failed else str(asked)
 
 
 def _named(points: Sequence[ReportPoint]) -> list[tuple[str, ReportPoint]]:

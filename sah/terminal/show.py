@@ -14,7 +14,7 @@ from rich.console import Console
 from sah.console import print_error
 from sah.errors import StateError
 from sah.report.load import ReportData, ReportPoint, load_report
-from sah.report.table import speed_note
+from sah.report.table import error_note, line_order, speed_note
 from sah.report.verdict_lines import headline, judged
 from sah.results.sweep_file import SWEEP_FILE
 from sah.terminal.command import parser
@@ -105,7 +105,8 @@ def _show_report(data: ReportData, target: Console) -> None:
     failed = f", {len(data.failures)} failed" if data.failures else ""
     show_line(target, f"{data.folder}: {counted}{failed}", "bold")
     _show_problems(data, target)
-    for title, points in data.groups().items():
+    for title, members in data.groups().items():
+        points = sorted(members, key=lambda point: line_order(point.summary))
         summaries = [point.summary for point in points]
         target.print()
         show_table(points, title, target)
@@ -113,7 +114,7 @@ def _show_report(data: ReportData, target: Console) -> None:
         show_curves(points, target)
         show_layers(points, target)
         show_fidelity(points, target)
-        if note := speed_note(summaries):
+        for note in filter(None, (error_note(summaries), speed_note(summaries))):
             show_line(target, note)
     for note in data.notes:
         show_line(target, note)

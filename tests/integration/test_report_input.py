@@ -13,6 +13,9 @@ import pytest
 
 from benchmarks.report_folder import Sweep, make_sweep
 from sah.report.local import main
+from sah.report.records import read_records
+from sah.runners.records import clear_records
+from sah.terminal.show import main as show
 from tests.integration.running import run
 
 SWEEP = Sweep(methods=2, densities=(0.05, 0.1), lengths=(512, 1024), contexts=4)
@@ -113,9 +116,39 @@ def other_metrics(point: Path) -> None:
     (point / "metrics.json").write_text('{"metrics": ["f1"], "label": "topk"}')
 
 
+def changed(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def no_queries(metrics: dict[str, Any]) -> None:
+    heads = metrics["sparse"]["attention_by_head"]
+    heads["rows"] = [0] * len(heads["rows"])
+
+
+def no_number(metrics: dict[str, Any]) -> None:
+    metrics["comparison"]["scores"]["string_match_all"]["difference"] = "0.5"
+
+
+def nothing_compared(point: Path) -> None:
+    changed(point / "metrics.json", no_queries)
+
+
+def text_for_a_number(point: Path) -> None:
+    changed(point / "metrics.json", no_number)
+
+
+def no_identity(point: Path) -> None:
+    changed(point / "point.json", lambda stored: stored.update(identity="lost"))
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
+        (nothing_compared, "metrics.json cannot be read (ZeroDivisionError"),
+        (text_for_a_number, "metrics.json cannot be read (TypeError: difference is '0.5')"),
+        (no_identity, "point.json is damaged"),
         (cut_metrics, "metrics.json"),
         (no_metrics, "its run did not end"),
         (other_metrics, "another version of sah wrote them, or they are damaged"),
@@ -149,6 +182,70 @@ def test_a_record_that_cannot_be_read(sweep: Path, capsys: pytest.CaptureFixture
     (sweep / "1" / "job.json").write_text('{"status": ')
     assert main([str(sweep)]) == 0
     assert any("job.json" in problem for problem in index(sweep)["problems"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda record: no_queries(record["metrics"]), "ZeroDivisionError"),
+        (lambda record: no_number(record["metrics"]), "difference is '0.5'"),
+        (lambda record: record.pop("point"), "KeyError: 'point'"),
+        (lambda record: record.pop("folder"), "KeyError: 'folder'"),
+        (lambda record: record.update(metrics=[1]), "TypeError"),
+        (lambda record: record.update(questions=3), "questions is no list of texts"),
+        (lambda record: record.update(overrides=[1]), "overrides is no list of texts"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "show"])
+def test_a_damaged_record_is_named_and_the_rest_reported(
+    sweep: Path, damage: Any, problem: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(sweep / "1" / "job.json", damage)
+    if command == "show":
+        assert show([str(sweep), "--json"]) == 0
+        [found] = json.loads(capsys.readouterr().out)
+        assert len(found["points"]) == SWEEP.points - 1
+    else:
+        assert main([str(sweep)]) == 0
+        found = index(sweep)
+        assert sum(len(section["points"]) for section in found["sections"]) == SWEEP.points - 1
+    [line] = found["problems"]
+    assert str(sweep / "1" / "job.json") in line and problem in line
+
+
+def test_a_job_that_did_not_end(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sweep / "1" / "job.json").rename(sweep / "1" / "config.json")
+    (sweep / "77").mkdir()
+    assert main([str(sweep)]) == 0
+    found = index(sweep)
+    assert found["problems"] == [f"Job 1 of {sweep} did not end: run the same command again."]
+    assert found["problems"][0] in told(capsys)
+
+
+def test_a_shorter_sweep_in_the_same_folder_tells_of_no_unended_job(sweep: Path) -> None:
+    (sweep / "1" / "config.json").write_text("{}")
+    clear_records(sweep)
+    problems: list[str] = []
+    assert read_records(sweep, problems) == [] and problems == []
+
+
+def test_an_output_folder_that_moved(sweep: Path, tmp_path: Path) -> None:
+    sweep.parents[2].rename(tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / "sweeps" / sweep.parent.name / sweep.name
+    assert main([str(moved)]) == 0
+    found = index(moved)
+    assert found["problems"] == []
+    assert sum(len(section["points"]) for section in found["sections"]) == SWEEP.points
+    text = (moved / "report" / "data" / "p0.js").read_text()
+    shown = json.loads(text[text.index(",") + 1 : text.rindex(")")])
+    assert shown["folder"].startswith(str(tmp_path / "elsewhere" / "points")) and shown["dense_folder"] is not None
+
+
+def test_a_sweep_whose_points_lie_elsewhere(sweep: Path, tmp_path: Path) -> None:
+    sweep.rename(tmp_path / "alone")
+    assert main([str(tmp_path / "alone")]) == 0
+    found = index(tmp_path / "alone")
+    assert found["problems"] == [] and sum(len(part["points"]) for part in found["sections"]) == SWEEP.points
 
 
 def test_a_missing_point_of_a_sweep(sweep: Path) -> None:

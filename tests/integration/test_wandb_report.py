@@ -73,7 +73,8 @@ def check_spec(spec: dict[str, Any], folder: Path) -> None:
     text = words(spec)
     for name in ("topk at density 0.1", "topk at density 0.3", "random at density 0.1", "random at density 0.3"):
         assert f"{name}: not enough data" in text
-    assert "| setting | tiny" in text and "| topk 0.1 | 0.000 |" in text and "masker=random density=0.3" in text
+    assert "| model and data | setting |" in text and "| topk 0.1 | 0.000 [" in text
+    assert "masker=random density=0.3" in text
     shown = panels(spec)
     kinds = {panel["viewType"] for panel in shown}
     assert {"Media Browser", "Scatter Plot", "Run Comparer", "Weave"} <= kinds
@@ -174,6 +175,14 @@ def test_a_sweep_goes_on_where_the_server_does_not(breaks: dict[str, Any]) -> No
     records = [json.loads(path.read_text(encoding="utf-8")) for path in Path("outputs/sweeps").rglob("job.json")]
     assert [record["status"] for record in records] == ["ok", "ok"]
     assert len(list(Path("outputs/sweeps").rglob("offline-run-*"))) >= 2, "the rest is kept offline"
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_run_never_began_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    folder = sweep("tracker=wandb")
+    note = json.loads((folder / "tracking.json").read_text(encoding="utf-8"))
+    assert note["tracker"] == "wandb" and "run" not in note and note["location"] is None
 
 
 def test_a_folder_without_results_and_a_missing_package(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sah.metrics.aggregate import ScoredRow, compare, summarise
+from sah.metrics.compare import MARGIN
 from sah.results.rows import PredictionRow, ScoreRow
 from sah.results.store import PointStore
 
@@ -46,8 +47,9 @@ class Work:
             scores: One for each question.
             dense: Those of the dense arm.
             sparse: Further figures of the sparse arm, such as `fidelity`.
-            options: What else the identity holds: `length`, `model`, `metric`.
+            options: What else the identity holds: `length`, `model`, `metric`; and the `margin` of the comparison.
         """
+        margin = options.pop("margin", MARGIN)
         dense_id = self.dense(dense, **options)
         store, rows = self._write(label, density, scores, options)
         _, dense_rows = self._write("dense", None, dense, options)
@@ -56,14 +58,15 @@ class Work:
             "metrics": [metric],
             "label": label,
             "density_requested": density,
-            "phases": ["question", "decode"],
+            "phases": options.get("phases", ["question", "decode"]),
             "dense_layers": "",
             "dense_point": dense_id,
             "dense": summarise(dense_rows),
             "sparse": {**summarise(rows), "decode_kv_bytes": 1000.0 * density, **(sparse or {})},
-            "comparison": compare(dense_rows, rows),
+            "comparison": compare(dense_rows, rows, margin),
         }
-        self._finish(store, metrics, [f"masker={label}", f"density={density:g}"])
+        phases = [f"phases=[{','.join(options['phases'])}]"] if "phases" in options else []
+        self._finish(store, metrics, [f"masker={label}", f"density={density:g}", *phases])
         return store.id
 
     def sweep(self, name: str, ids: Sequence[str], failed: Sequence[tuple[str, str]] = ()) -> Path:
@@ -95,7 +98,9 @@ class Work:
         self, label: str, density: float | None, scores: Sequence[float], options: Mapping[str, Any]
     ) -> tuple[PointStore, list[ScoredRow]]:
         length, metric = options.get("length", 512), options.get("metric", METRIC)
-        recipe = [] if density is None else [{"masker": label, "density": density}]
+        recipe: list[Any] = [] if density is None else [{"masker": label, "density": density}]
+        if recipe and "phases" in options:
+            recipe += options["phases"]
         identity = {
             "model": {"checkpoint": options.get("model", "tiny:llama")},
             "dataset": {"name": "niah", "length": length},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,9 @@ def find_leftovers(files: Path, spec: GroupSpec) -> Leftovers:
         The answers. `release` must follow.
     """
     found = Leftovers()
-    mine = {setting.point_id for setting in spec.settings}
+    mine: dict[str, set[float]] = {}
+    for setting in spec.settings:
+        mine.setdefault(setting.point_id, set()).add(setting.experiment.attention_error)
     for folder in sorted(files.glob("*/")):
         # One without files may be about to be locked by the run that has just made it.
         if not any(folder.glob(_PATTERN)):
@@ -76,13 +79,13 @@ def find_leftovers(files: Path, spec: GroupSpec) -> Leftovers:
         except StateError:
             continue  # its run is alive
         known = _points(folder)
-        if not known & mine:
+        if not known & mine.keys():
             lock.release()
             continue
         rows = _take(folder, mine)
         _log.info("%d rows of jobs whose run was ended are taken over from %s.", len(rows), folder)
         found.rows.update(rows)
-        found.folders.append((lock, folder, rows.keys() if known <= mine else None))
+        found.folders.append((lock, folder, rows.keys() if known <= mine.keys() else None))
     return found
 
 
@@ -100,16 +103,21 @@ def _points(folder: Path) -> set[str]:
     return points
 
 
-def _take(folder: Path, mine: set[str]) -> dict[tuple[str, str], Row]:
+def _take(folder: Path, mine: Mapping[str, AbstractSet[float]]) -> dict[tuple[str, str], Row]:
+    """Read the rows of points; the share of queries that their fidelity is asked for is given for each."""
     rows: dict[tuple[str, str], Row] = {}
     for path in sorted(folder.glob(_PATTERN)):
         reader = ShardReader(_renamed(path))
         with contextlib.suppress(StateError):  # told of already
             for message in reader.read():
                 if isinstance(message, Answered) and isinstance(message.outcome, Row):
-                    point = reader.points[message.setting]
-                    if point in mine and message.outcome.status == "ok":
-                        rows[point, row_name(message.outcome)] = message.outcome
+                    point, row = reader.points[message.setting], message.outcome
+                    # Another share would not do: `Arm.read` has such a row made anew.
+                    asked = point in mine and not (
+                        isinstance(row, FidelityRow) and row.attention_error not in mine[point]
+                    )
+                    if asked and row.status == "ok":
+                        rows[point, row_name(row)] = row
     return rows
 
 

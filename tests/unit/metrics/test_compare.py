@@ -9,7 +9,7 @@ import time
 import pytest
 from scipy import stats
 
-from sah.metrics.compare import MARGIN, Comparison, compare_scores
+from sah.metrics.compare import MARGIN, Comparison, compare_scores, needed_alike
 from sah.metrics.verdict import BETTER, TIED, UNDECIDED, VERDICTS, WORSE
 
 
@@ -47,6 +47,52 @@ def test_what_would_settle_it_settles_it() -> None:
     assert unclear.verdict == UNDECIDED and unclear.contexts_needed == unclear.questions_needed == 57
     times = 2
     assert pairs(3 * times, 0, 29 * times).verdict == WORSE
+
+
+def test_what_would_settle_it_among_many_settles_it_there() -> None:
+    sixth = 1 - 0.05 / 6
+    tie = pairs(0, 0, 32)
+    needed = needed_alike(tie.outcomes, tie.span, tie.margin, sixth)
+    assert needed == (107, 107) == (math.ceil(math.log(0.05 / 12) / math.log(1 - MARGIN)),) * 2
+    assert 6 * (pairs(0, 0, 107).p_tied or 1) <= 0.05 < 6 * (pairs(0, 0, 106).p_tied or 1)
+    assert 6 * (pairs(0, 0, tie.contexts_needed or 0).p_tied or 1) > 0.05, "enough alone is not enough here"
+    loss = pairs(6, 0, 26)
+    assert loss.verdict == WORSE and loss.contexts_needed is None
+    assert (loss.outcomes, loss.span) == (((-1.0, 1, 6), (0.0, 1, 26)), (-1.0, 1.0))
+    contexts, questions = needed_alike(loss.outcomes, loss.span, loss.margin, sixth) or (0, 0)
+    assert 32 < contexts == questions <= 64 and 6 * (pairs(12, 0, 52).p_value or 1) <= 0.05
+    assert needed_alike(loss.outcomes, loss.span, loss.margin, 0.95) is None, "nothing is missing"
+    assert needed_alike((), None, MARGIN, 0.95) is None
+    stored = json.loads(
+        json.dumps(dataclasses.asdict(compare_scores([1.0] * 20, [1.0] * 20, [n // 4 for n in range(20)])))
+    )
+    assert needed_alike(stored["outcomes"], stored["span"], MARGIN, 0.95) == (72, 288)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+def test_what_a_comparison_keeps_of_its_contexts_tells_the_same(bounds: tuple[float, float] | None) -> None:
+    rng = random.Random(3)
+    open_ones = 0
+    for _ in range(20):
+        contexts = sorted(rng.randrange(12) for _ in range(40))
+        dense = [rng.random() for _ in contexts]
+        found = compare_scores(
+            dense, [min(1.0, max(0.0, d + rng.gauss(0, 0.2))) for d in dense], contexts, bounds=bounds
+        )
+        if found.contexts_needed is not None:
+            open_ones += 1
+            assert needed_alike(found.outcomes, found.span, found.margin, found.confidence) == (
+                found.contexts_needed,
+                found.questions_needed,
+            )
+    assert open_ones > 5
+
+
+def test_intervals_of_both_scores_are_of_the_same_questions() -> None:
+    found = pairs(6, 0, 26)
+    assert found.dense_low == pytest.approx(0.025 ** (1 / 32)) and found.dense_high == 1.0
+    assert found.sparse_low is not None and found.sparse_high is not None
+    assert found.sparse_low < 26 / 32 < found.sparse_high < 1
 
 
 def test_questions_needed_are_those_of_the_contexts() -> None:
@@ -111,7 +157,7 @@ def test_the_result_is_plain_data_and_the_order_does_not_matter() -> None:
     found = compare_scores(*map(list, zip(*rows, strict=True)))  # type: ignore[arg-type]
     again = compare_scores(*map(list, zip(*rng.sample(rows, 40), strict=True)))  # type: ignore[arg-type]
     assert found == again
-    assert json.loads(json.dumps(dataclasses.asdict(found))) == dataclasses.asdict(found)
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
     with pytest.raises(ValueError):
         compare_scores([1.0], [1.0, 0.0], [0])
 

@@ -91,7 +91,7 @@ def test_points_with_another_metric_are_no_part_of_the_scores(points: list[Repor
 def test_phases_part_methods_of_one_name(points: list[ReportPoint]) -> None:
     decode = dataclasses.replace(points[0], summary=dataclasses.replace(points[0].summary, sparse_in="decode"))
     labels = curves.method_labels([*points, decode])
-    assert "topk (decode)" in labels and "topk (question+decode)" in labels
+    assert "topk in decode" in labels and "topk in question+decode" in labels
 
 
 def test_labels_say_what_differs_within_a_recipe(points: list[ReportPoint]) -> None:

@@ -17,6 +17,7 @@ from benchmarks.report_folder import HOSTILE, METRIC, Sweep, make_sweep
 from sah.errors import StateError
 from sah.report.load import ReportData, load_report
 from sah.report.page import write_report
+from tests.support.finished import Work
 
 SWEEP = Sweep(methods=2, densities=(0.05, 0.1), lengths=(512,), contexts=7)
 
@@ -130,6 +131,22 @@ def test_csv_holds_what_is_drawn(data: ReportData, tmp_path: Path, no_matplotlib
     assert {line["point"] for line in table} == {point.id for point in data.points}
     assert {line["verdict"] for line in table} <= {"better", "worse", "tied", "not enough data"}
     assert all(float(line["difference low"]) <= float(line["difference"]) for line in table)
+
+
+def test_what_figures_stand_on_is_shown(tmp_path: Path, no_matplotlib: None) -> None:
+    work = Work(tmp_path / "outputs")
+    interval = {"mean": 0.25, "low": 0.125, "high": 0.5}
+    fidelity = {"questions": 5, "tokens": 40, "failed": 7, "kl": interval, "top1_agreement": interval}
+    by_head = {"rate": 0.1, "layers": [0, 1], "rows": [3, 4], "output_error": [[0.1], [0.3]]}
+    work.sparse("quest", 0.1, [1.0] * 12, [1.0] * 12, {"fidelity": fidelity, "attention_by_head": by_head})
+    write_report(load_report(work.root), tmp_path / "page")
+    [section] = content(tmp_path / "page" / "data" / "index.js")["sections"]
+    [cells] = [point["cells"] for point in section["points"] if not point["dense"]]
+    heads = {column["key"]: column["head"] for column in section["columns"]}
+    assert (cells["fidelity_failed"], heads["fidelity_failed"]) == (7, "fidelity failed")
+    assert (cells["error_queries"], heads["error_queries"]) == (3, "queries compared")
+    assert "Fidelity failed for some questions, which its figures leave out: quest 0.1 7 of 12." in section["headline"]
+    assert "within the margin of 0.05 around 0" in section["headline"]
 
 
 def test_verdicts_are_corrected_for_the_sweep(data: ReportData, tmp_path: Path, no_matplotlib: None) -> None:

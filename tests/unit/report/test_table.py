@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from matplotlib.axes import Axes
 
-from sah.report.figures import density_curve, error_curve
 from sah.report.summary import PointSummary, summarise_point
 from sah.report.table import COLUMNS, OUTPUT_ERROR, cells, markdown_table, speed_note
 from sah.report.verdicts import correct_points, correction_note, sentence
@@ -153,31 +148,3 @@ def test_metrics_of_a_version_without_intervals_still_read() -> None:
     assert [summary.low, summary.p_value, summary.verdict, summary.shown_verdict, summary.contexts] == [None] * 5
     assert "without an interval" in sentence(summary)
     assert correct_points([summary]) == [summary] and correction_note([summary]) == ""
-
-
-@pytest.mark.parametrize("ending", ["png", "svg"])
-@pytest.mark.parametrize("draw", [density_curve, error_curve])
-def test_the_figure_is_written(tmp_path: Path, ending: str, draw: Callable[..., None]) -> None:
-    points = [
-        dataclasses.replace(POINT, density_measured=d, density_requested=d, sparse=d, output_error=1 - d)
-        for d in (0.2, 0.05)
-    ]
-    path = tmp_path / "deep" / f"curve.{ending}"
-    draw([*points, dataclasses.replace(POINT, label="random")], path)
-    assert path.stat().st_size > 1000
-
-
-def test_many_methods_are_told_apart(tmp_path: Path) -> None:
-    drawn = []
-    plot = Axes.plot
-
-    def keep(self: Axes, *places: Any, **looks: Any) -> Any:
-        drawn.append((looks["color"], looks["marker"], looks["linestyle"]))
-        return plot(self, *places, **looks)
-
-    points = [dataclasses.replace(POINT, label=f"method {number}", output_error=0.1) for number in range(20)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Axes, "plot", keep)
-        error_curve(points, tmp_path / "curve.png")
-    assert len(drawn) == len(set(drawn)) == 20
-    assert len({(colour, line) for colour, _, line in drawn}) == 20

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from sah.metrics.compare import compare_scores
+from sah.metrics.compare import compare_scores, needed_alike
 
 
 def words(text: str) -> str:
@@ -78,6 +78,52 @@ def test_two_sweeps(sah, work, sweep):
     compared = json.loads(sah("compare", sweep, later, "--json")[1])
     assert compared["points"][0]["scores"]["string_match_all"]["difference"] == pytest.approx(-2 / 12)
     assert len(compared["only_a"]) == 3
+
+
+def test_two_sweeps_are_corrected_for_their_number(sah, work, sweep):
+    """Six lost of twelve are worse alone (p 0.031), and not among two and more."""
+    dense = [1.0] * 12
+    first, second = (type(work)(work.root.parent / name) for name in ("first", "second"))
+    names = ("quest", "random", "topk")
+    folders = []
+    for side, lost in ((first, 0), (second, 6)):
+        ids = [side.sparse(name, 0.1, [0.0] * lost + [1.0] * (12 - lost), dense) for name in names]
+        folders.append(side.sweep("s", ids))
+    alone = compare_scores(dense, [0.0] * 6 + [1.0] * 6, range(12))
+    needed = needed_alike(alone.outcomes, alone.span, alone.margin, 1 - 0.05 / 3)
+    assert alone.verdict == "worse" and needed is not None
+    _, out, _ = sah("compare", *folders)
+    told = words(out)
+    assert told.count(f"{3 * (alone.p_value or 0):.3g} 12 12 not enough data (about {needed[1]} questions would") == 3
+    assert "corrected for 3 comparisons by Holm's method; intervals are those of each alone." in told
+    assert "Tied means that the interval lies within the margin of 0.05 around 0." in told
+    found = json.loads(sah("compare", *folders, "--json")[1])["points"][0]["scores"]["string_match_all"]
+    assert (found["verdict"], found["verdict_corrected"], found["compared"]) == ("worse", "not enough data", 3)
+    assert found["questions_needed_corrected"] == needed[1]
+    single = [
+        side.sparse("topk", 0.1, [0.0] * lost + [1.0] * (12 - lost), dense) for side, lost in ((first, 0), (second, 6))
+    ]
+    pair = [side.root / "points" / name for side, name in zip((first, second), single, strict=True)]
+    told = words(sah("compare", *pair)[1])
+    assert "12 12 worse" in told and "Holm" not in told
+
+
+def test_the_margin_is_that_of_the_runs(sah, work):
+    dense = [1.0] * 40
+    for label, margin in (("topk", 0.2), ("quest", 0.2), ("random", 0.05)):
+        work.sparse(label, 0.1, dense, dense, margin=margin)
+    told = words(sah("compare", "topk 0.1", "quest 0.1")[1])
+    assert "40 40 tied" in told and "lies within the margin of 0.2 around 0." in told
+    told = words(sah("compare", "topk 0.1", "random 0.1")[1])
+    assert "40 40 not enough data" in told and "lies within the margin of 0.05 around 0." in told
+    assert "A and B were run with different margins; the smaller one is taken: topk 0.1." in told
+
+
+def test_no_difference_of_estimates_without_an_interval(sah, sweep):
+    _, out, _ = sah("compare", "topk 0.1", "random 0.1")
+    side = out[out.index("Side by side") : out.index("Paired on")]
+    (score,) = (line for line in side.splitlines() if "score, each" in line)
+    assert score.count("[") == 2 and "-0.833" not in score
 
 
 def test_sweeps_that_share_nothing(sah, work, sweep):

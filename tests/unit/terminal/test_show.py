@@ -96,7 +96,36 @@ def test_fidelity_and_layers_only_where_measured(sah, work, sweep):
     assert "0.750 [0.500, 0.875]" in out
     assert "-0.5000 [-0.7500, -0.2500]" in out
     assert "output error of attention over layers, heights from 0.2000 to 0.8000" in out
-    assert "quest 0.1  ▁▃█  layers 0 to 2  largest 0.8000 in layer 2" in out
+    assert "quest 0.1  ▁▃█  layers 0 to 2  largest 0.8000 in layer 2, over 4 queries a layer" in out
+    assert "Output error is a mean over 4 queries a layer, sampled in each point." in out
+    assert "Tied means that the interval lies within the margin of 0.05 around 0." in out
+    assert "Fidelity failed" not in out
+
+
+def test_fidelity_that_failed_for_some_questions_or_all(sah, work):
+    part = {"fidelity": {**FIDELITY, "questions": 5, "failed": 7}, "attention_by_head": BY_HEAD}
+    work.sparse("quest", 0.1, [1.0] * 12, [1.0] * 12, part)
+    none = {"fidelity": {"questions": 0, "tokens": 0, "failed": 12, "kl": {"mean": None, "low": None, "high": None}}}
+    work.sparse("topk", 0.1, [1.0] * 12, [1.0] * 12, none)
+    _, out, _ = sah("show", work.root)
+    assert "leave out: quest 0.1 7 of 12, topk 0.1 12 of 12." in out
+    table = [line.split() for line in out[out.index("Fidelity to dense") :].splitlines()]
+    assert ["5", "of", "12", "96"] in [line[-4:] for line in table]
+    assert ["topk", "0.1", "failed", "failed", "failed", "0", "of", "12", "-"] in table
+    _, out, _ = sah("show", work.root, "--point", "quest 0.1")
+    assert "fidelity over      5 of 12 questions" in out
+    assert "output error       0.4667 over 4 queries a layer" in out
+
+
+def test_points_are_sorted_by_setting_and_density_and_not_by_id(sah, work):
+    for label, density in (("topk", 0.2), ("topk", 0.02), ("quest", 0.3), ("quest", 0.1), ("random", 0.1)):
+        work.sparse(label, density, [1.0, 0.0], [1.0, 1.0])
+    _, out, _ = sah("show", work.root)
+    lines = [line.split() for line in out[: out.index("sparse settings against dense")].splitlines()]
+    named = [line[0] for line in lines if line and line[0] in ("dense", "quest", "random", "topk")]
+    assert named == ["dense", "quest", "quest", "random", "topk", "topk"]
+    asked = [line[-2] for line in lines if line and line[0] == "topk"]
+    assert asked == ["0.0200", "0.2000"]
 
 
 def test_one_point_in_full(sah, sweep):

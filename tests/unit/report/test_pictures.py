@@ -1,0 +1,32 @@
+"""Picture files of a report's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+
+from sah.report.curves import Curve, CurvePoint
+from sah.report.pictures import FORMATS, draw_plot, drawing
+from sah.report.plots import LinePlot
+
+
+def test_many_methods_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    errorbar = Axes.errorbar
+
+    def keep(self: Axes, *places: Any, **looks: Any) -> Any:
+        drawn.append((looks["color"], looks["marker"], looks["linestyle"]))
+        return errorbar(self, *places, **looks)
+
+    monkeypatch.setattr(Axes, "errorbar", keep)
+    series = tuple(
+        Curve(f"method {number}", (CurvePoint(0.1, number / 20, None, None, "name", 0),)) for number in range(20)
+    )
+    with drawing():
+        draw_plot(LinePlot("density", "title", "", "x", "y", series, tuple(range(20))), tmp_path / "curve")
+    assert {path.suffix[1:] for path in tmp_path.iterdir()} == set(FORMATS)
+    assert len(drawn) == len(set(drawn)) == 20
+    assert len({(colour, line) for colour, _, line in drawn}) == 20
