@@ -45,17 +45,18 @@ def main(arguments: list[str] | None = None) -> None:
     adapter = create_adapter(sizes.model)
     with endless(adapter):
         sweep = Sweep(adapter, context_of(adapter, sizes.tokens), sizes.new_tokens, BUDGET_BYTES)
-        report = "\n".join(measure(sweep, options.rounds))
+        report = "\n".join(measure(sweep, sizes.model, options.rounds))
     print(report)
     if options.write:
         write_block(PAGE, "fidelity", f"```\n{report}\n```")
 
 
-def measure(sweep: Sweep, rounds: int) -> Iterator[str]:
+def measure(sweep: Sweep, model: str, rounds: int) -> Iterator[str]:
     """Time the arms in turn.
 
     Args:
         sweep: The lanes.
+        model: What the model is called.
         rounds: Times that each arm runs.
 
     Yields:
@@ -79,7 +80,7 @@ def measure(sweep: Sweep, rounds: int) -> Iterator[str]:
                 raise SystemExit(f"{len(failed)} readings failed, the first one: {failed[0]}")
     yield f"{hardware()['platform']}, torch {package_version('torch')}, one thread, float32"
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
-    yield f"{when} UTC, load of the machine {os.getloadavg()[0]:.1f}; {sweep.adapter.model_name}"
+    yield f"{when} UTC, load of the machine {os.getloadavg()[0]:.1f}; {model}"
     yield f"{len(run.answers)} answers over a context of {sweep.cache.length:,} tokens; medians of {rounds} rounds"
     yield f"{'':66}{'CPU s':>9}{'wall s':>9}"
     told = {

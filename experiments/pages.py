@@ -13,7 +13,7 @@ from sah.metrics.verdict import CONFIDENCE, Claim, correct
 from sah.report.curves import Interval, dense_band, dense_perplexity, fidelity, output_error, perplexity, score
 from sah.report.load import ReportPoint
 from sah.report.pictures import draw_plot, drawing
-from sah.report.plots import Plot, group_plots
+from sah.report.plots import LinePlot, Plot, group_plots
 from sah.report.table import difference, number
 from sah.report.verdicts import correction_note
 from sah.terminal.paired import PairedPoints
@@ -130,7 +130,14 @@ def draw(points: Sequence[ReportPoint], folder: Path, prefix: str, slugs: Sequen
         prefix: Begins the files' names.
         slugs: Which of the figures, see `sah.report.plots.group_plots`.
     """
-    draw_plots([plot for plot in group_plots(points) if plot.slug in slugs], folder, prefix)
+    draw_plots([_scaled(plot) for plot in group_plots(points) if plot.slug in slugs], folder, prefix)
+
+
+def _scaled(plot: Plot) -> Plot:
+    """Draw what spans orders of magnitude on a logarithmic scale, which has no place for the divergence 0 of dense."""
+    if isinstance(plot, LinePlot) and plot.slug in ("perplexity", "kl"):
+        return dataclasses.replace(plot, y_log=True, band=None if plot.slug == "kl" else plot.band)
+    return plot
 
 
 def draw_plots(plots: Sequence[Plot], folder: Path, prefix: str) -> None:

@@ -59,7 +59,7 @@ def run_points(preset: str, options: Options, settings: Settings, fast: Sequence
         jobs = _jobs(batch, [compose("config", list(overrides)) for overrides in batch])
     plan, session = begin_sweep(jobs, 1, None)
     run_groups(plan, session, LauncherOptions())
-    folder = options.output_dir / "studies" / preset / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = options.output_dir / "studies" / preset / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     for job in jobs:
         _record(job, folder / str(job.number), preset, session)
     data = load_report(folder)
@@ -69,11 +69,7 @@ def run_points(preset: str, options: Options, settings: Settings, fast: Sequence
         raise SystemExit("No point could be run.")
     names = [name for name, lines in settings.items() for _ in lines]
     by_overrides = {job.overrides: name for job, name in zip(jobs, names, strict=True)}
-    return corrected([_labelled(point, by_overrides[point.overrides]) for point in data.points])
-
-
-def corrected(points: Sequence[ReportPoint]) -> list[ReportPoint]:
-    """Correct verdicts for the number of points, which belong to one study on the same examples."""
+    points = [_labelled(point, by_overrides[point.overrides]) for point in data.points]
     summaries = correct_points([point.summary for point in points])
     return [dataclasses.replace(point, summary=summary) for point, summary in zip(points, summaries, strict=True)]
 

@@ -1,11 +1,10 @@
-"""Runs samplers, and other methods at the densities that these turned out to read: see README.md beside this file.
+"""Runs samplers and oracle top-k at densities that come out equal, and compares them: see README.md beside this file.
 
 python -m experiments.sampling
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,28 +18,27 @@ from experiments.methods import (
     Settings,
     adaptive,
     magicpig,
+    setting,
     with_densities,
 )
 from experiments.pages import Pair, draw, pair_table, point_table
-from experiments.points import corrected, run_points
-from experiments.study import FAST, FAST_PROSE, Options, parse_options, write_block
+from experiments.points import run_points
+from experiments.study import FAST, FAST_PROSE, parse_options, write_block
 from sah.report.load import ReportPoint
 
+DENSITIES = (0.05, 0.1, 0.2)
 TOPK = "topk"
-SAMPLERS: Settings = {ADAPTIVE: adaptive(*ADAPTIVE_SIZES), MAGICPIG: magicpig(*MAGICPIG_TABLES)}
-"""Their density follows from the attention itself."""
+
+SETTINGS: Settings = {
+    TOPK: with_densities(DENSITIES, "masker=topk"),
+    ADAPTIVE: adaptive(*ADAPTIVE_SIZES),
+    MAGICPIG: magicpig(*MAGICPIG_TABLES),
+    RANDOM: with_densities(DENSITIES, "masker=[sink,local,random]", *FEW_FIXED),
+}
+"""Each method's settings belong to the densities in turn; those of the two in the middle were chosen to come near."""
 
 MARGINS = {"needle": 0.1, "prose": 0.05}
 """As the presets have them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """The study's points on one data set."""
-
-    points: list[ReportPoint]
-    pairs: list[Pair]
-    """Top-k, and what is sampled at the same density."""
 
 
 def main() -> None:
@@ -48,34 +46,25 @@ def main() -> None:
     options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent)
     parts = []
     for title, preset, fast in (("needle", "sampling", FAST), ("prose", "sampling_prose", FAST_PROSE)):
-        found = measure(preset, options, fast)
-        slugs = ["density"] if title == "needle" else ["perplexity", "kl", "output-error"]
-        draw(found.points, options.folder, title, slugs)
-        compared = pair_table(found.pairs, TOPK, "sampled", MARGINS[title])
-        parts.append(f"### {title.capitalize()}\n\n{compared}\n{point_table(found.points)}")
+        points = run_points(preset, options, SETTINGS, fast)
+        draw(points, options.folder, title, ["density"] if title == "needle" else ["perplexity", "kl", "output-error"])
+        compared = pair_table(pairs(points), TOPK, "sampled", MARGINS[title])
+        parts.append(f"### {title.capitalize()}\n\n{compared}\n{point_table(points)}")
     page = options.folder / "README.md"
     write_block(page, "result", "\n".join(parts))
     print(f"Page: {page}")
 
 
-def measure(preset: str, options: Options, fast: Sequence[str]) -> Measured:
-    """Run the samplers, and then the others at the densities that were measured."""
-    samplers = run_points(preset, options, SAMPLERS, fast)
-    densities = [round(point.summary.density_measured or 1.0, 4) for point in samplers]
-    different = sorted(set(densities))
-    others = run_points(
-        preset,
-        options,
-        {
-            TOPK: with_densities(different, "masker=topk"),
-            RANDOM: with_densities(different, "masker=[sink,local,random]", *FEW_FIXED),
-        },
-        fast,
-    )
-    at = {(point.label, point.summary.density_requested): point for point in others}
-    sampled = [*zip(samplers, densities, strict=True), *((at[RANDOM, d], d) for d in different if (RANDOM, d) in at)]
-    pairs = [Pair(point.label, at[TOPK, density], point) for point, density in sampled if (TOPK, density) in at]
-    return Measured(corrected([*others, *samplers]), pairs)
+def pairs(points: Sequence[ReportPoint]) -> list[Pair]:
+    """Pair each sampler's setting with top-k at the density that it was chosen for."""
+    done = {(point.label, setting(point.overrides)): point for point in points}
+    found = []
+    for name, settings in SETTINGS.items():
+        for largest, overrides in zip(SETTINGS[TOPK], settings, strict=True):
+            first, second = done.get((TOPK, setting(largest))), done.get((name, setting(overrides)))
+            if name != TOPK and first is not None and second is not None:
+                found.append(Pair(name, first, second))
+    return found
 
 
 if __name__ == "__main__":

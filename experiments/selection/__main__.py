@@ -16,8 +16,8 @@ from sah.report.load import ReportPoint
 DENSITIES = (0.05, 0.1, 0.2, 0.4)
 METHODS = ("topk", "quest", "double_sparsity")
 GROUP = "group"
-MARGINS = {"needle": 0.1, "prose": 0.05}
-"""As the presets have them."""
+MARGIN = 0.05
+"""As the preset has it."""
 
 SETTINGS: Settings = {
     **{name: with_densities(DENSITIES, f"masker={name}") for name in METHODS},
@@ -31,16 +31,11 @@ SETTINGS: Settings = {
 def main() -> None:
     """Run, then write the figures and the page's tables."""
     options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent)
-    parts = []
-    for title, points in (
-        ("needle", run_points("selection", options, SETTINGS)),
-        ("prose", run_points("selection_prose", options, SETTINGS, FAST_PROSE)),
-    ):
-        draw(points, options.folder, title, ["density" if title == "needle" else "perplexity", "output-error"])
-        compared = pair_table(pairs(points), "by query head", "by KV head", MARGINS[title])
-        parts.append(f"### {title.capitalize()}\n\n{compared}\n{point_table(points)}")
+    points = run_points("selection", options, SETTINGS, FAST_PROSE)
+    draw(points, options.folder, "prose", ["perplexity", "kl", "output-error"])
+    result = f"{pair_table(pairs(points), 'by query head', 'by KV head', MARGIN)}\n{point_table(points)}"
     page = options.folder / "README.md"
-    write_block(page, "result", "\n".join(parts))
+    write_block(page, "result", result)
     print(f"Page: {page}")
 
 

@@ -139,8 +139,11 @@ def test_sampling_pairs_each_sampler_with_the_largest_keys(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     pairs = rows_of(folder / "README.md", "method | setting | density topk")
     assert Counter(row["method"] for row in pairs) == {ADAPTIVE: 6, MAGICPIG: 6, RANDOM: 6}
-    assert [row["density topk"] for row in pairs if row["method"] == ADAPTIVE] == ["0.0500", "0.1000", "0.2000"] * 2
-    assert all(row["density topk"] == row["density sampled"] for row in pairs if row["method"] == RANDOM)
+    largest = [float(row["density topk"]) for row in pairs if row["method"] == ADAPTIVE]
+    assert largest == pytest.approx([0.05, 0.1, 0.2] * 2, abs=0.003)
+    # Sinks and window alone are 8 % of the fast form's 256 tokens of prose.
+    drawn = [row for row in pairs if row["method"] == RANDOM and row["setting"] != "density 0.05"]
+    assert [float(row["density sampled"]) for row in drawn] == pytest.approx([0.1, 0.2] * 2, abs=0.003)
 
 
 @pytest.mark.slow

@@ -128,10 +128,11 @@ def test_a_preset_that_holds_its_own_sweep_needs_no_flag(work: Work) -> None:
     done = run("+experiment=density_curve", "dataset.depths=2", "generation.max_new_tokens=2")
     assert done.code == 0, done.text
     shown = [(words[0], float(words[6])) for words in table_lines(done.out)]
-    densities = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
-    assert sorted(shown) == sorted((masker, d) for masker in ("topk", "streaming_llm", "random") for d in densities)
+    densities = [0.05, 0.1, 0.2, 0.4]
+    maskers = ("topk", "quest", "double_sparsity", "streaming_llm", "random")
+    assert sorted(shown) == sorted((masker, density) for masker in maskers for density in densities)
     assert len(work.prefills) == 2
-    assert sorted(len(lines(point)) for point in stored().values()) == [2] * (1 + len(densities) * 3)
+    assert sorted(len(lines(point)) for point in stored().values()) == [2] * (1 + len(densities) * len(maskers))
     assert len(list(Path("outputs/sweeps").rglob("table.md"))) == 1
 
 

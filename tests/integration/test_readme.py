@@ -94,6 +94,9 @@ def test_command(command: str, tmp_path: Path, request: pytest.FixtureRequest) -
         # tests/integration/test_benchmark_sweep.py measures all parts.
         done = run([sys.executable, *words[1:], "--fast", "--parts", "plan"])
         assert "points" in done.stdout, done.stderr
+    elif words == ["python", "-m", "benchmarks.fidelity"]:
+        done = run([sys.executable, *words[1:], "--fast", "--rounds", "1"])
+        assert "fidelity=true against fidelity=false" in done.stdout, done.stderr
     elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
         page = ["--folder", str(tmp_path / "page"), "--output-dir", str(tmp_path / "rows")]
         done = run([sys.executable, *words[1:], "--fast", *page])
