@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ def draw_plot(plot: Plot, stem: Path) -> None:
     svg.print_svg(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
+_LEAST_FACTOR = 3.24
+"""Of the greatest and the least value that a logarithmic axis shows."""
+
+
 def _cut(name: str) -> str:
     return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 1]}…"
 
@@ -124,6 +129,11 @@ def _logarithmic(set_scale: Any, axis: Any) -> None:
 
     set_scale("log")
     low, high = sorted(axis.get_view_interval())
+    if low > 0 and high / low < _LEAST_FACTOR:
+        # Values that nearly coincide must not be spread over the whole width, nor stand without a tick.
+        middle, room = math.sqrt(low * high), math.sqrt(_LEAST_FACTOR)
+        low, high = middle / room, middle * room
+        (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(low, high)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if low > 0 and high / low < 300 else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -32,7 +32,8 @@
   const range = (values, log) => {
     let low = Math.min(...values), high = Math.max(...values);
     if (log) {
-      const room = low === high ? 1.8 : (high / low) ** 0.06;
+      // Values that nearly coincide must not be spread over the whole width, and two ticks want a factor of 2.5.
+      const room = Math.max((high / low) ** 0.06, 1.8 / Math.sqrt(high / low));
       return [low / room, high * room];
     }
     const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.1;
