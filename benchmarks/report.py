@@ -35,6 +35,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+"""Chromium's, headless and without a network of its own; tests of pages take the same."""
 _CLICK = """
 const done = arguments[arguments.length - 1], start = performance.now();
 document.querySelector("tbody tr a[href^='#/p/']").click();

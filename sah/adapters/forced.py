@@ -218,21 +218,24 @@ def _run_batch(
     adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[ForcedLane], batch: Sequence[int]
 ) -> dict[int, Forced | Exception]:
     texts = list(dict.fromkeys(_text(lanes[number]) for number in batch))
-    numbers = sorted(
-        (number for number in batch if lanes[number].adapter.sparse_attention is not None),
-        key=lambda number: [id(lanes[other].adapter) for other in batch].index(id(lanes[number].adapter)),
-    )
-    rows = [_Row(ForcedLane(adapter, *text)) for text in texts] + [_Row(lanes[number]) for number in numbers]
+    by_setting: dict[int, list[int]] = {}
+    for number in batch:
+        if lanes[number].adapter.sparse_attention is not None:
+            by_setting.setdefault(id(lanes[number].adapter), []).append(number)
+    numbers = [number for members in by_setting.values() for number in members]
+    rows = [*(ForcedLane(adapter, *text) for text in texts), *(lanes[number] for number in numbers)]
+    references = {text: place for place, text in enumerate(texts)}
+    places = {number: place for place, number in enumerate(numbers, start=len(texts))}
     prepared = prepare_settings(cache, rows)
-    room = max(_length(row.lane) for row in rows)
+    room = max(_length(row) for row in rows)
     model = LaneModel(adapter, cache.past_key_values, cache.length, prepared.settings, room)
     questions = [row.question_ids for row in rows]
     first = model.run(QUESTION, range(len(rows)), questions, [0] * len(rows), dense=prepared.dense_questions)
     broken = {place: (0, where) for place, (_, where) in first.broken.items()}
     logits = [first.logits[place : place + 1] for place in range(len(rows))]
-    longer = [place for place, row in enumerate(rows) if len(row.lane.token_ids) > 1]
+    longer = [place for place, row in enumerate(rows) if len(row.token_ids) > 1]
     if longer:
-        tokens = [rows[place].lane.token_ids[:-1] for place in longer]
+        tokens = [rows[place].token_ids[:-1] for place in longer]
         starts = [len(questions[place]) for place in longer]
         rest = model.run(DECODE, longer, tokens, starts, dense=set(), every_token=True)
         ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0).tolist()
@@ -244,8 +247,8 @@ def _run_batch(
                 broken[place] = (1 + token, where)
     found: dict[int, Forced | Exception] = {}
     for number in batch:
-        reference = texts.index(_text(lanes[number]))
-        place = reference if number not in numbers else len(texts) + numbers.index(number)
+        reference = references[_text(lanes[number])]
+        place = places.get(number, reference)
         failed = next((at for at in (place, reference) if at in broken), None)
         if failed is not None:
             found[number] = not_finite(*broken[failed])
@@ -261,25 +264,6 @@ def _run_batch(
         except ModelError as error:
             found[number] = error
     return found
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A lane as `prepare_settings` takes it."""
-
-    lane: ForcedLane
-
-    @property
-    def adapter(self) -> ModelAdapterHF:
-        return self.lane.adapter
-
-    @property
-    def question_ids(self) -> list[int]:
-        return list(self.lane.question_ids)
-
-    @property
-    def attention_error(self) -> float:
-        return self.lane.attention_error
 
 
 def _alone_or_error(adapter: ModelAdapterHF, cache: ContextCache, lane: ForcedLane) -> Forced | Exception:

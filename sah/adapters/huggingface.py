@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -293,7 +293,7 @@ class ModelAdapterHF(ModelAdapter):
             return watch.read()[0] if len(cache.context_state) > before else 0.0
 
     def new_meta_data(
-        self, cache: ContextCache, question_ids: list[int], attention_error: float = 0.0
+        self, cache: ContextCache, question_ids: Sequence[int], attention_error: float = 0.0
     ) -> dict[Any, Any]:
         """Make the `sparse_meta_data` of one question over a context, as `answer` does.
 

@@ -24,7 +24,7 @@ class LaneRequest(Protocol):
         """Its setting."""
 
     @property
-    def question_ids(self) -> list[int]:
+    def question_ids(self) -> Sequence[int]:
         """Ids that follow the context's."""
 
     @property

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sah.adapters import attention_switch as switch
 from sah.adapters.context_cache import ContextCache
+from sah.adapters.finite import FINITE_KEY
 from sah.adapters.generation import decode_greedily, next_token
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.config.values import check_count
@@ -196,7 +197,9 @@ class _Arm:
         extra: dict[str, Any] = {}
         if self.is_sparse:
             meta_data = self.adapter.new_meta_data(cache, question_ids)
-            extra = {switch.META_DATA_KEY: {**meta_data, STATISTICS_KEY: record, TIMES_KEY: times}}
+            # The dense arms are not watched for numbers that are not finite, so the sparse one is not either.
+            own = {STATISTICS_KEY: record, TIMES_KEY: times, FINITE_KEY: None}
+            extra = {switch.META_DATA_KEY: {**meta_data, **own}}
         record = record or AttentionStatistics()
         samples: list[_Sample] = []
         try:

@@ -33,6 +33,7 @@ context knows nothing of it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class MeanInterval:
     clusters: int
 
 
-class ClusteredMean:
+class ClusteredMean(ABC):
     """The mean of clustered values, and how likely values like these are if the true mean lies elsewhere.
 
     Args:
@@ -86,6 +87,7 @@ class ClusteredMean:
         self._sums, self._sizes = distinct.T
         self._counts = counts.astype(np.float64)
 
+    @abstractmethod
     def p_at_least(self, value: float, growth: float = 1.0) -> float:
         """Test that the true mean is `value` or more.
 
@@ -96,15 +98,14 @@ class ClusteredMean:
         Returns:
             The one-sided p-value; small where the values lie below.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def p_at_most(self, value: float, growth: float = 1.0) -> float:
         """Test that the true mean is `value` or less; arguments and result as for `p_at_least`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def limits(self, confidence: float) -> tuple[float, float]:
         """Compute the two-sided interval: all means that neither one-sided test refuses at half the error."""
-        raise NotImplementedError
 
 
 class BoundedMean(ClusteredMean):

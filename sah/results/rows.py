@@ -105,7 +105,8 @@ class PredictionRow:
     """Layers that ran sparse; dense layers and a model's sliding-window layers do not."""
     output_error: float | None = None
     """Relative output error of attention, mean over layers (dense ones count 0), heads and the queries of the sampled
-    calls; None where no call was compared. The row's question and decode times hold the comparison."""
+    calls, in rows of earlier versions, whose question and decode times hold the comparison. None in all others: see
+    `sah.results.fidelity`."""
     prefill_seconds: float | None = None
     prefill_cpu_seconds: float | None = None
     prefill_reused: bool | None = None
