@@ -11,15 +11,21 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from sah.sparse_attention import (
     AdaptiveSamplingMaskerConfig,
     DoubleSparsityTopKMaskerConfig,
+    H2OMaskerConfig,
+    HashAttentionTopKMaskerConfig,
     LocalMaskerConfig,
     MagicPigConfig,
     MaskerConfig,
+    PQCacheConfig,
     QuestTopKMaskerConfig,
     RandomSamplingMaskerConfig,
     SinkMaskerConfig,
+    SnapKVMaskerConfig,
+    SocketMaskerConfig,
     StreamingLLMMaskerConfig,
     TopKMaskerConfig,
     TopPMaskerConfig,
+    TOVAMaskerConfig,
 )
 from sah.sparse_attention.kernels.grouped import grouped_attention
 
@@ -171,12 +177,19 @@ class Arm:
     most_time: float | None = None
     """Target: at most this share of the best dense time, at `TARGET_KV_LEN`."""
 
+    most_of_streaming: float | None = None
+    """Target: at most this share of the time of the arm `streaming_llm`, at `TARGET_KV_LEN`."""
+
     in_curve: bool = False
     """Whether it keeps `KEPT_KEYS` keys at every length."""
 
 
 def _double_sparsity(selection: str) -> list[MaskerConfig]:
     return [DoubleSparsityTopKMaskerConfig(density=DENSITY, selection=selection)]
+
+
+def _hash_attention(selection: str) -> list[MaskerConfig]:
+    return [HashAttentionTopKMaskerConfig(density=DENSITY, selection=selection)]
 
 
 def _adaptive(base_rate: float) -> list[MaskerConfig]:
@@ -186,12 +199,30 @@ def _adaptive(base_rate: float) -> list[MaskerConfig]:
 
 ARMS: dict[str, Arm] = {
     "streaming_llm": Arm(lambda: [StreamingLLMMaskerConfig(density=DENSITY)], by_group=True, most_time=1 / 10),
+    # h2o and tova compute the logits of what they hold, which attention takes over.
+    "h2o": Arm(lambda: [H2OMaskerConfig(density=DENSITY)], reads_drawn=True, by_group=True, most_of_streaming=1.2),
+    "snapkv": Arm(lambda: [SnapKVMaskerConfig(density=DENSITY)], by_group=True, most_of_streaming=1.2),
+    "tova": Arm(lambda: [TOVAMaskerConfig(density=DENSITY)], reads_drawn=True, by_group=True, most_of_streaming=1.2),
     "quest-group": Arm(
         lambda: [QuestTopKMaskerConfig(density=DENSITY, selection="group")], "state", by_group=True, most_time=1 / 5
     ),
     "double_sparsity-group": Arm(lambda: _double_sparsity("group"), "state", by_group=True, most_time=1 / 3),
+    "pqcache-group": Arm(
+        lambda: [PQCacheConfig(density=DENSITY, selection="group")], "state", by_group=True, most_time=1 / 3
+    ),
+    "hash_attention-group": Arm(lambda: _hash_attention("group"), "state", by_group=True, most_time=1 / 3),
+    "socket-group": Arm(
+        lambda: [SocketMaskerConfig(density=DENSITY, selection="group")], "state", by_group=True, most_time=1 / 3
+    ),
     "quest-head": Arm(lambda: [QuestTopKMaskerConfig(density=DENSITY)], "state", most_time=1 / 1.5),
     "double_sparsity-head": Arm(lambda: _double_sparsity("head"), "state"),
+    "hash_attention-head": Arm(lambda: _hash_attention("head"), "state"),
+    "pqcache-head": Arm(lambda: [PQCacheConfig(density=DENSITY)], "state"),
+    "socket-head": Arm(lambda: [SocketMaskerConfig(density=DENSITY)], "state"),
+    # A sixth of the tables that are the default.
+    "socket-group-10": Arm(
+        lambda: [SocketMaskerConfig(density=DENSITY, tables=10, selection="group")], "state", by_group=True
+    ),
     "topk-group": Arm(lambda: [TopKMaskerConfig(density=DENSITY, selection="group")], "keys", by_group=True),
     "topk-head": Arm(lambda: [TopKMaskerConfig(density=DENSITY)], "keys", most_time=1.3),
     # Half of the density by top-k, the other half as the least sample: the method's default of 0.05 would exceed it.

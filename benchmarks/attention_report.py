@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.attention_arms import ARMS, KEPT_KEYS
-from benchmarks.attention_cell import TEMPORARIES_KV_LEN, TIME_KV_LEN
+from benchmarks.attention_cell import STREAMING, TEMPORARIES_KV_LEN, TIME_KV_LEN
 
 MB = 1e6
 BEST = "best dense"
@@ -61,7 +61,12 @@ def target_lines(cells: list[Cell]) -> Iterator[str]:
     for length, what in ((TIME_KV_LEN, "time"), (TEMPORARIES_KV_LEN, "temporaries")):
         if length not in lengths:
             yield f"targets of {what}: not judged, they hold at kv_len {length:,}"
-    for what, title in (("time", "targets of time"), ("temporaries", "targets of temporaries, share of the KV cache")):
+    titles = {
+        "time": "targets of time",
+        "evicting": f"targets of methods that evict, against {STREAMING}",
+        "temporaries": "targets of temporaries, share of the KV cache",
+    }
+    for what, title in titles.items():
         chosen = [(cell, row, target) for cell, row, target in found if target["of"] == what]
         if chosen:
             yield f"{title}, kv_len {chosen[0][0]['kv_len']:,}"
@@ -88,13 +93,13 @@ def _profile(row: dict[str, Any], target: dict[str, Any]) -> Iterator[str]:
     operations = target.get("profile")
     if operations is None:
         return
-    if target["of"] == "time":
+    if target["of"] != "temporaries":
         selecting, attending = row["selection_ms"], row["ms"] - row["selection_ms"]
         yield f"    of {row['ms']:.2f} ms {selecting:.2f} select and {attending:.2f} attend; wall time by operation:"
     else:
         yield "    allocated, by operation:"
     for entry in operations:
-        amount = f"{entry['ms']:9.2f} ms" if target["of"] == "time" else f"{entry['bytes'] / MB:9.1f} MB"
+        amount = f"{entry['ms']:9.2f} ms" if "ms" in entry else f"{entry['bytes'] / MB:9.1f} MB"
         yield f"    {amount} in {entry['calls']:4} calls  {entry['op']}"
 
 

@@ -10,6 +10,9 @@ Settings = Mapping[str, Sequence[Sequence[str]]]
 FEW_FIXED = ("masker.sink.sink_size=4", "masker.local.window_size=16")
 """What recipes keep beside what they choose."""
 
+SNAPKV = ("masker=snapkv", "masker.snapkv.window=16")
+"""The window is that of the paper's needle test. The default of 64, kept first, would fill small budgets by itself."""
+
 ADAPTIVE = "sink+local+topk+adaptive"
 RANDOM = "sink+local+random"
 MAGICPIG = "sink+local+magicpig"
@@ -26,6 +29,7 @@ _SHORT = {
     "masker.magicpig.lsh_k": "K",
     "masker.magicpig.lsh_l": "L",
     "density": "density",
+    "prefill.density": "prefill density",
 }
 """What a setting's overrides are called in tables; others are the same in all settings of a method."""
 

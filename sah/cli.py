@@ -15,7 +15,7 @@ from sah.terminal.command import run as run_terminal
 ESSAYS = "essays"
 """What `sah fetch` downloads beside models: the text of the haystack."""
 
-COMMANDS = ("run", "plan", *TERMINAL_COMMANDS, "report", "fetch")
+COMMANDS = ("run", "plan", *TERMINAL_COMMANDS, "report", "fetch", "train-hash", "convert-hash")
 """Words that may stand first; each is imported when it is asked for."""
 
 _USAGE_EXIT = 2
@@ -42,6 +42,16 @@ def main() -> None:
         sys.argv = [program, *arguments[1:]]
         plan()
         return
+    if arguments and arguments[0] == "train-hash":
+        from sah.train_hash import main as train_hash
+
+        sys.argv = [program, *arguments[1:]]
+        train_hash()
+        return
+    if arguments and arguments[0] == "convert-hash":
+        from sah.convert_hash import main as convert_hash
+
+        raise SystemExit(convert_hash(arguments[1:]))
     if arguments and arguments[0] == "run":
         arguments = arguments[1:]
     elif re.fullmatch(r"[\w-]+", arguments[0]) and not arguments[0].startswith("-"):

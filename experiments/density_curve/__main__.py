@@ -12,6 +12,7 @@ from experiments.methods import (
     ADAPTIVE_SIZES,
     MAGICPIG,
     MAGICPIG_TABLES,
+    SNAPKV,
     Settings,
     adaptive,
     magicpig,
@@ -23,10 +24,22 @@ from experiments.points import run_points
 from experiments.study import FAST_PROSE, parse_options, write_block
 
 DENSITIES = (0.05, 0.1, 0.2, 0.4)
-BUDGETED = ("topk", "quest", "double_sparsity", "streaming_llm", "random")
+BUDGETED = (
+    "topk",
+    "quest",
+    "double_sparsity",
+    "hash_attention",
+    "pqcache",
+    "socket",
+    "h2o",
+    "tova",
+    "streaming_llm",
+    "random",
+)
 
 METHODS: Settings = {
     **{name: with_densities(DENSITIES, f"masker={name}") for name in BUDGETED},
+    "snapkv": with_densities(DENSITIES, *SNAPKV),
     "topp": top_p(0.75, 0.9, 0.97),
     ADAPTIVE: adaptive(*ADAPTIVE_SIZES),
     MAGICPIG: magicpig(*MAGICPIG_TABLES),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.method_quality.bound import bound_line
-from experiments.method_quality.methods import DENSITIES, FIXED, ORACLE, OTHERS
+from experiments.method_quality.methods import DENSITIES, FIXED, ORACLE, OTHERS, PREFILLS
 from experiments.pages import draw, point_table
 from experiments.points import run_points
 from experiments.study import parse_options, write_block
@@ -20,8 +20,9 @@ def main() -> None:
     options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent)
     points = run_points("method_quality", options, {**FIXED, **OTHERS})
     draw(points, options.folder, "quality", ["density", "output-error"])
+    prefills = run_points("method_quality", options, PREFILLS)
     page = options.folder / "README.md"
-    result = f"{point_table(points)}\n{bounds(points)}"
+    result = f"{point_table(points)}\n{bounds(points)}\n{point_table(prefills)}"
     write_block(page, "result", result)
     print(f"{result}\n\nPage: {page}")
 

@@ -1,4 +1,4 @@
-"""What the study runs: every method in four settings.
+"""What the study runs: every method in four settings, and every sparse prefill in four.
 
 Methods without a density of their own get settings whose measured densities come near those of the others; these were
 chosen on two of the study's prompts.
@@ -11,6 +11,7 @@ from experiments.methods import (
     FEW_FIXED,
     MAGICPIG,
     RANDOM,
+    SNAPKV,
     Settings,
     adaptive,
     magicpig,
@@ -23,6 +24,9 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2)
 ORACLE = "topk"
 """The method that should bound all others with the same budget: it knows the true scores."""
 
+CODES = ("hash_attention", "pqcache", "socket")
+"""Methods that score keys by codes of a few bits."""
+
 _CHOICES = {
     ORACLE: ["masker=topk"],
     "topk (group)": ["masker=topk", "masker.topk.selection=group"],
@@ -33,6 +37,13 @@ _CHOICES = {
     "streaming_llm": ["masker=streaming_llm"],
     "random": ["masker=random"],
     RANDOM: ["masker=[sink,local,random]", *FEW_FIXED],
+    **{name: [f"masker={name}"] for name in CODES},
+    **{f"{name} (group)": [f"masker={name}", f"masker.{name}.selection=group"] for name in CODES},
+    "h2o": ["masker=h2o"],
+    "snapkv": [*SNAPKV],
+    "snapkv (query-aware)": [*SNAPKV, "masker.snapkv.query_aware=true"],
+    "tova": ["masker=tova"],
+    "tova (query-aware)": ["masker=tova", "masker.tova.query_aware=true"],
 }
 
 FIXED: Settings = {name: with_densities(DENSITIES, *overrides) for name, overrides in _CHOICES.items()}
@@ -44,3 +55,9 @@ OTHERS: Settings = {
     MAGICPIG: magicpig((10, 75), (10, 175), (8, 90), (8, 160)),
 }
 """Methods whose density follows from the attention scores, by name."""
+
+PREFILLS: Settings = {
+    f"prefill {name}": [["masker=dense", f"prefill={name}", f"prefill.density={density}"] for density in DENSITIES]
+    for name in ("a_shape", "vertical_slash", "block_topk")
+}
+"""Sparse prefills by name; question and answer are dense. A density is a share of a context's (query, key) pairs."""

@@ -90,14 +90,15 @@ def switched(loaded: list[tuple[Any, str]], name: str | None) -> Iterator[None]:
     previous = [config._attn_implementation for config, _ in loaded]
     try:
         for config, original in loaded:
-            _assign(config, original if name is None else name)
+            assign(config, original if name is None else name)
         yield
     finally:
         for (config, _), before in zip(loaded, previous, strict=True):
-            _assign(config, before)
+            assign(config, before)
 
 
-def _assign(config: Any, name: str) -> None:
+def assign(config: Any, name: str) -> None:
+    """Give one config an attention implementation."""
     # A plain string would be copied into every sub-config (a vision tower's, say); the key "" means this one alone.
     config._attn_implementation = {"": name}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+import json
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,16 @@ from sah.sparse_attention.key_state import ContextPart
 
 if TYPE_CHECKING:
     from sah.adapters.context_files import ContextFiles
+    from sah.adapters.huggingface import ModelAdapterHF
+    from sah.sparse_attention.prefill.config import PrefillConfig
+
+_EntryKey = tuple[Hashable, str, str]
+"""Group, digest of the text, and what is known of the prefill."""
 
 
 @dataclass
 class ContextCache:
-    """A context after its dense prefill.
+    """A context after its prefill.
 
     Between questions the cache holds exactly the context; `answer` appends to it while it runs and cuts it back.
     """
@@ -41,7 +47,18 @@ class ContextCache:
     """CPU seconds of the prefill."""
 
     context_state: dict[Any, Any] = field(default_factory=dict)
-    """What methods derive from the context's keys alone; questions are given a view that refuses writes."""
+    """What methods derive from the context's keys, or saw of its prefill; questions are given a view that refuses
+    writes."""
+
+    prefill: PrefillConfig | None = None
+    """What a sparse prefill kept; None for a dense one."""
+
+    seeing_seconds: float = 0.0
+    """Wall seconds that methods spent on seeing the prefill, until a setting reports them as its own."""
+
+    prefill_density: float = 1.0
+    """Share of the allowed keys that the prefill's queries read, mean over the layers that attend to the whole
+    sequence."""
 
     @property
     def length(self) -> int:
@@ -55,8 +72,8 @@ class ContextCache:
 
     def nbytes(self) -> int:
         """Return the bytes of memory that the cached keys and values hold, and what was derived from them."""
-        derived = [part.units for part in self.context_state.values() if isinstance(part, ContextPart)]
-        return memory_bytes(self.past_key_values) + sum(units.nbytes for units in derived)
+        derived = [part.units if isinstance(part, ContextPart) else part for part in self.context_state.values()]
+        return memory_bytes(self.past_key_values) + sum(states.nbytes for states in derived)
 
     def cut_back(self) -> None:
         """Remove everything behind the context."""
@@ -79,30 +96,45 @@ class ContextStore:
         self.capacity_bytes = capacity_bytes
         self.files: ContextFiles | None = None
         """Where contexts are looked for that are not in memory, and written to."""
-        self._entries: dict[tuple[Hashable, str], ContextCache] = {}
+        self._entries: dict[_EntryKey, ContextCache] = {}
 
-    def get(self, group: Hashable, context: str, prefill: Callable[[str], ContextCache]) -> tuple[ContextCache, bool]:
+    def get(
+        self,
+        group: Hashable,
+        context: str,
+        prefill: Callable[..., ContextCache],
+        pattern: PrefillConfig | None = None,
+        observers: Sequence[ModelAdapterHF] = (),
+    ) -> tuple[ContextCache, bool]:
         """Return a prefilled context, prefilling it if it is not kept.
 
         Args:
-            group: Everything beside the text that the cache depends on: the model and the data set.
+            group: Everything beside the text and the pattern that the cache depends on: the model and the data set.
             context: The text.
-            prefill: Computes the cache. Files are used where it is `prefill` of an adapter, and of no wrapper: they
-                are kept by the model, whatever the group.
+            prefill: Computes the cache, called as `prefill` of an adapter is. Files are used where it is that, and no
+                wrapper: they are kept by the model, whatever the group.
+            pattern: What a sparse prefill keeps; None for a dense one.
+            observers: Adapters whose methods see something of the prefill. Where a cache that is there lacks it, the
+                context runs a second time, once for all of them.
 
         Returns:
             The cache, and whether it was there already, in memory or on disk.
         """
-        key = (group, hashlib.sha256(context.encode()).hexdigest())
+        from sah.adapters.prefill import observe_again  # which knows contexts
+
+        key = _entry_key(group, context, pattern)
         self._drop_states(asked=key)
         if key in self._entries:
+            observe_again(observers, self._entries[key])
             return self._entries[key], True
-        cache = None if self.files is None else self.files.load(context, prefill)
+        cache = None if self.files is None else self.files.load(context, prefill, pattern)
         found = cache is not None
         if cache is None:
-            cache = prefill(context)
+            plain = pattern is None and not observers
+            cache = prefill(context) if plain else prefill(context, pattern, observers=observers)
             if self.files is not None:
-                self.files.save(cache, prefill)
+                self.files.save(cache, prefill, pattern)
+        observe_again(observers, cache)
         size = cache.nbytes()
         if size > self.capacity_bytes:
             return cache, found
@@ -114,15 +146,15 @@ class ContextStore:
             self._entries[key] = cache
         return cache, found
 
-    def holds(self, group: Hashable, context: str) -> bool:
+    def holds(self, group: Hashable, context: str, pattern: PrefillConfig | None = None) -> bool:
         """Tell whether a prefilled context is in memory."""
-        return (group, hashlib.sha256(context.encode()).hexdigest()) in self._entries
+        return _entry_key(group, context, pattern) in self._entries
 
     def nbytes(self) -> int:
         """Return the bytes of all kept contexts."""
         return sum(cache.nbytes() for cache in self._entries.values())
 
-    def _drop_states(self, asked: tuple[Hashable, str]) -> None:
+    def _drop_states(self, asked: _EntryKey) -> None:
         """Drop derived state while there is too much, that of the context asked for last: it may be used at once."""
         for key in sorted(self._entries, key=lambda key: key == asked):
             if self.nbytes() <= self.capacity_bytes:
@@ -132,6 +164,25 @@ class ContextStore:
     def clear(self) -> None:
         """Forget all contexts."""
         self._entries.clear()
+
+
+def prefill_identity(pattern: PrefillConfig | None) -> dict[str, Any] | str:
+    """Say what of a prefill decides the keys and values of a context, as plain data.
+
+    Args:
+        pattern: What a sparse prefill keeps; None for a dense one.
+
+    Returns:
+        The pattern's values with its name, or its dotted path where it has none; `dense`.
+    """
+    if pattern is None:
+        return "dense"
+    return {**pattern.identity(), "name": pattern.name or f"{type(pattern).__module__}.{type(pattern).__qualname__}"}
+
+
+def _entry_key(group: Hashable, context: str, pattern: PrefillConfig | None) -> _EntryKey:
+    digest = hashlib.sha256(context.encode()).hexdigest()
+    return group, digest, json.dumps(prefill_identity(pattern), sort_keys=True)
 
 
 def ids_digest(ids: list[int]) -> str:

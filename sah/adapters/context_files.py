@@ -24,7 +24,7 @@ import transformers
 
 from sah.adapters import attention_switch as switch
 from sah.adapters.checkpoint import loaded_checkpoint_identity
-from sah.adapters.context_cache import ContextCache
+from sah.adapters.context_cache import ContextCache, prefill_identity
 from sah.adapters.context_format import (
     LayerForm,
     UnfitFile,
@@ -36,6 +36,8 @@ from sah.adapters.context_format import (
 )
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
+from sah.adapters.prefill import run_context
+from sah.sparse_attention.prefill.config import PrefillConfig
 
 _log = logging.getLogger(__name__)
 
@@ -98,19 +100,22 @@ class ContextFiles:
             "weights": loaded_checkpoint_identity(adapter.model, adapter.model_name),
             "dtype": str(adapter.model.dtype).removeprefix("torch."),
             "attention": attention,
-            "prefill": "dense",
+            "prefill": prefill_identity(None),
             "devices": sorted({parameter.device.type for parameter in adapter.model.parameters()}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
         self._models[adapter.model] = _Model(said, key)
 
-    def load(self, context: str, prefill: Callable[[str], ContextCache]) -> ContextCache | None:
+    def load(
+        self, context: str, prefill: Callable[..., ContextCache], pattern: PrefillConfig | None = None
+    ) -> ContextCache | None:
         """Read a context.
 
         Args:
             context: The text.
-            prefill: `prefill` of an adapter, which says the model and that nothing of the prefill was sparse.
+            prefill: `prefill` of an adapter, which says the model.
+            pattern: What a sparse prefill keeps; None for a dense one.
 
         Returns:
             The context as that prefill would give it; None if there is no file that does.
@@ -122,7 +127,7 @@ class ContextFiles:
         if adapter is None or model is None or model.refused:
             return None
         prompt = adapter.prompts.context_prompt(context)
-        key, path = self._place(model, prompt.ids)
+        key, path = self._place(model, prompt.ids, pattern)
         try:
             if not path.is_file():
                 return None
@@ -130,7 +135,7 @@ class ContextFiles:
             if not forms:
                 return None
             past = new_cache(adapter.model.config)
-            cache = read_context(path, key, adapter.model_name, prompt, forms, past)
+            cache = read_context(path, key, adapter.model_name, prompt, forms, past, pattern)
         except FileNotFoundError:
             return None
         except UnfitFile as error:
@@ -146,12 +151,15 @@ class ContextFiles:
             os.utime(path)
         return cache
 
-    def save(self, cache: ContextCache, prefill: Callable[[str], ContextCache]) -> None:
+    def save(
+        self, cache: ContextCache, prefill: Callable[..., ContextCache], pattern: PrefillConfig | None = None
+    ) -> None:
         """Write a context, if it can be kept. After a first failure nothing more is written.
 
         Args:
             cache: The context, fresh from `prefill`.
             prefill: As for `load`.
+            pattern: As for `load`.
         """
         _, model = self._model_of(prefill)
         if model is None or model.refused or not self._writable:
@@ -162,7 +170,7 @@ class ContextFiles:
             self._refuse(model, cache.model_name, error)
             return
         model.forms = forms
-        key, path = self._place(model, cache.prompt.ids)
+        key, path = self._place(model, cache.prompt.ids, pattern)
         size = file_bytes(key, cache, forms)
         if size > self.capacity_bytes:
             _log.info("A context of %d tokens takes %d bytes, more than context_folder_gib allows.", cache.length, size)
@@ -177,23 +185,24 @@ class ContextFiles:
             self._writable = False
             self._tell("cannot be written", error)
 
-    def _model_of(self, prefill: Callable[[str], ContextCache]) -> tuple[ModelAdapterHF | None, _Model | None]:
-        """Find whose dense prefill it is. Anything else may compute other keys, and is served from no file."""
+    def _model_of(self, prefill: Callable[..., ContextCache]) -> tuple[ModelAdapterHF | None, _Model | None]:
+        """Find whose prefill it is. Anything else may compute other keys, and is served from no file."""
         adapter = getattr(prefill, "__self__", None)
         if not isinstance(adapter, ModelAdapterHF) or prefill != adapter.prefill:
             return None, None
         return adapter, self._models.get(adapter.model)
 
-    def _place(self, model: _Model, ids: list[int]) -> tuple[str, Path]:
+    def _place(self, model: _Model, ids: list[int], pattern: PrefillConfig | None) -> tuple[str, Path]:
         digest = hashlib.sha256(torch.tensor(ids, dtype=torch.int64).numpy().tobytes()).hexdigest()
-        key = json.dumps({**model.key, "tokens": len(ids), "ids": digest}, sort_keys=True)
+        own = {"prefill": prefill_identity(pattern), "tokens": len(ids), "ids": digest}
+        key = json.dumps({**model.key, **own}, sort_keys=True)
         return key, self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
     def _forms(self, adapter: ModelAdapterHF, model: _Model, token: int) -> list[LayerForm]:
         """See what the layers look like from a prefill of one token, once for the model."""
         if not model.forms:
             past = new_cache(adapter.model.config)
-            adapter._prefill_ids([token], past)
+            run_context(adapter, [token], past)
             try:
                 model.forms = layer_forms(past, 1)
             except UnfitLayer as error:

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.kv_cache import GrowingLayer
 from sah.adapters.prompt import ContextPrompt
+from sah.sparse_attention.prefill.config import PrefillConfig
 
 CONTENT = "sah context"
 _DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -148,7 +149,13 @@ def write_context(path: Path, key: str, cache: ContextCache, forms: list[LayerFo
 
 
 def read_context(
-    path: Path, key: str, model_name: str, prompt: ContextPrompt, forms: list[LayerForm], past: DynamicCache
+    path: Path,
+    key: str,
+    model_name: str,
+    prompt: ContextPrompt,
+    forms: list[LayerForm],
+    past: DynamicCache,
+    pattern: PrefillConfig | None = None,
 ) -> ContextCache:
     """Read a context's file in one pass and verify all of it.
 
@@ -159,9 +166,10 @@ def read_context(
         prompt: The context's text and ids.
         forms: What the layers must look like.
         past: An empty cache of the model, to be filled.
+        pattern: What the prefill kept, which `key` names as well; None for a dense one.
 
     Returns:
-        The context as it was after its prefill; its times are those of that prefill.
+        The context as it was after its prefill; its times and its measured density are those of that prefill.
 
     Raises:
         UnfitFile: If the file does not hold exactly that. The cache may then be filled in part.
@@ -183,9 +191,18 @@ def read_context(
     try:
         about = json.loads(metadata["about"])
         wall, cpu = float(about["prefill_seconds"]), float(about["prefill_cpu_seconds"])
+        density = 1.0 if pattern is None else float(about["prefill_density"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UnfitFile("it does not say how long the prefill took") from error
-    return ContextCache(model_name, prompt, past, prefill_seconds=wall, prefill_cpu_seconds=cpu)
+        raise UnfitFile("it does not say how long the prefill took, or how much it read") from error
+    return ContextCache(
+        model_name,
+        prompt,
+        past,
+        prefill_seconds=wall,
+        prefill_cpu_seconds=cpu,
+        prefill=pattern,
+        prefill_density=density,
+    )
 
 
 def _fill(layer: Any, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
@@ -215,13 +232,14 @@ def _table(parts: Iterator[_Part]) -> tuple[dict[str, Any], int]:
 
 
 def _about(cache: ContextCache) -> str:
-    return json.dumps(
-        {
-            "model_name": cache.model_name,
-            "prefill_seconds": cache.prefill_seconds,
-            "prefill_cpu_seconds": cache.prefill_cpu_seconds,
-        }
-    )
+    told: dict[str, Any] = {
+        "model_name": cache.model_name,
+        "prefill_seconds": cache.prefill_seconds,
+        "prefill_cpu_seconds": cache.prefill_cpu_seconds,
+    }
+    if cache.prefill is not None:
+        told["prefill_density"] = cache.prefill_density
+    return json.dumps(told)
 
 
 def _digest(key: str, about: str) -> Any:

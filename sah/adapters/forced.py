@@ -24,6 +24,7 @@ from sah.adapters.lane_cache import bytes_a_token
 from sah.adapters.lane_model import LaneModel
 from sah.adapters.lane_settings import prepare_settings
 from sah.adapters.lane_support import lanes_supported, rope_agrees
+from sah.adapters.prefill import dense_question
 from sah.adapters.proof import check_calls
 from sah.errors import ModelError, SahError
 from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, HeadErrors
@@ -83,7 +84,11 @@ class Forced:
 
 
 def force_lanes(
-    adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[ForcedLane], budget_bytes: int
+    adapter: ModelAdapterHF,
+    cache: ContextCache,
+    lanes: Sequence[ForcedLane],
+    budget_bytes: int,
+    reference: ContextCache | None = None,
 ) -> Iterator[tuple[int, Forced | Exception]]:
     """Run given texts in batches as wide as memory allows.
 
@@ -94,6 +99,8 @@ def force_lanes(
         cache: The context; on return it holds exactly the context again.
         lanes: The lanes; those of one setting share an adapter.
         budget_bytes: Memory for what a batch takes beside the model and the context. One lane runs in any case.
+        reference: The same context from another prefill, over which dense attention runs for comparison: the dense one,
+            where `cache` is from a sparse prefill. None for `cache` itself.
 
     Yields:
         The number of a lane and what was found, or the error that kept it from being found.
@@ -101,7 +108,8 @@ def force_lanes(
     Raises:
         StateError: If another model prefilled the context.
     """
-    adapter.check_cache(cache)
+    for prefilled in (cache, reference or cache):
+        adapter.check_cache(prefilled)
     batched = lanes_supported(adapter, cache)
     fitting: list[int] = []
     for number, lane in enumerate(lanes):
@@ -113,10 +121,10 @@ def force_lanes(
         fitting.append(number)
     together = [n for n in fitting if batched and rope_agrees(adapter, cache.length, _length(lanes[n]))]
     for batch in _batches(adapter, cache, lanes, together, budget_bytes):
-        yield from _run(adapter, cache, lanes, batch)
+        yield from _run(adapter, cache, lanes, batch, reference)
     for number in fitting:
         if number not in set(together):
-            yield number, _alone_or_error(adapter, cache, lanes[number])
+            yield number, _alone_or_error(adapter, cache, lanes[number], reference)
 
 
 def force_alone(
@@ -142,16 +150,16 @@ def force_alone(
     meta_data = adapter.new_meta_data(cache, question, lane.attention_error) if sparse else {}
     statistics = meta_data.get(STATISTICS_KEY) or AttentionStatistics()
     extra = {META_DATA_KEY: meta_data} if sparse else {}
-    dense_question = sparse and QUESTION not in adapter.sparse_phases
+    question_is_dense = sparse and QUESTION not in adapter.sparse_phases
     rows: list[torch.Tensor] = []
     try:
         with torch.no_grad(), adapter.enable_sparse_mode() if sparse else adapter.enable_dense_mode():
             for step in range(len(ids)):
                 given, start = (question, 0) if step == 0 else (ids[step - 1 : step], len(question) + step - 1)
                 statistics.phase = DECODE if step else QUESTION
-                dense = dense_question and step == 0
+                dense = question_is_dense and step == 0
                 more = {} if dense else extra
-                with adapter.enable_dense_mode() if dense else nullcontext():
+                with dense_question(adapter, meta_data) if dense else nullcontext():
                     rows.append(next_logits(adapter.model, cache, given, cache.length + start, more))
                     check_finite(rows[-1], adapter.model, cache, question + ids[:step], step, more)
     finally:
@@ -195,44 +203,88 @@ def _batches(
 
 
 def _run(
-    adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[ForcedLane], batch: list[int]
+    adapter: ModelAdapterHF,
+    cache: ContextCache,
+    lanes: Sequence[ForcedLane],
+    batch: list[int],
+    reference: ContextCache | None,
 ) -> Iterator[tuple[int, Forced | Exception]]:
     """Run a batch; where that fails its halves, and at last a lane alone."""
     try:
-        found = _run_batch(adapter, cache, lanes, batch)
+        found = _run_batch(adapter, cache, lanes, batch, reference)
     except Exception as error:
         if len(batch) == 1:
             _log.info("A given text failed in a batch (%s) and runs alone.", error)
-            yield batch[0], _alone_or_error(adapter, cache, lanes[batch[0]])
+            yield batch[0], _alone_or_error(adapter, cache, lanes[batch[0]], reference)
             return
         _log.info("A batch of %d given texts failed (%s); going on with its halves.", len(batch), error)
         # Halves by setting, so that one at fault comes to stand alone.
         ordered = sorted(batch, key=lambda number: id(lanes[number].adapter))
         for half in (ordered[: len(batch) // 2], ordered[len(batch) // 2 :]):
-            yield from _run(adapter, cache, lanes, half)
+            yield from _run(adapter, cache, lanes, half, reference)
         return
     yield from found.items()
 
 
 def _run_batch(
-    adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[ForcedLane], batch: Sequence[int]
+    adapter: ModelAdapterHF,
+    cache: ContextCache,
+    lanes: Sequence[ForcedLane],
+    batch: Sequence[int],
+    reference: ContextCache | None,
 ) -> dict[int, Forced | Exception]:
     texts = list(dict.fromkeys(_text(lanes[number]) for number in batch))
+    dense_lanes = [ForcedLane(adapter, *text) for text in texts]
+    # Dense attention over the same cache is what it is compared with.
     by_setting: dict[int, list[int]] = {}
     for number in batch:
-        if lanes[number].adapter.sparse_attention is not None:
+        if reference is not None or lanes[number].adapter.sparse_attention is not None:
             by_setting.setdefault(id(lanes[number].adapter), []).append(number)
     numbers = [number for members in by_setting.values() for number in members]
-    rows = [*(ForcedLane(adapter, *text) for text in texts), *(lanes[number] for number in numbers)]
-    references = {text: place for place, text in enumerate(texts)}
-    places = {number: place for place, number in enumerate(numbers, start=len(texts))}
+    own_lanes = [lanes[number] for number in numbers]
+    if reference is None:
+        together = _read(adapter, cache, [*dense_lanes, *own_lanes])
+        dense_readings, own_readings = together[: len(texts)], together[len(texts) :]
+    else:
+        dense_readings, own_readings = _read(adapter, reference, dense_lanes), _read(adapter, cache, own_lanes)
+    dense = dict(zip(texts, dense_readings, strict=True))
+    own = dict(zip(numbers, own_readings, strict=True))
+    found: dict[int, Forced | Exception] = {}
+    for number in batch:
+        compared = dense[_text(lanes[number])]
+        reading = own.get(number, compared)
+        broken = reading.broken or compared.broken
+        if broken is not None:
+            found[number] = not_finite(*broken)
+            continue
+        try:
+            found[number] = _judge(lanes[number], compared.logits, reading.logits, reading.statistics, reading.errors)
+        except ModelError as error:
+            found[number] = error
+    return found
+
+
+@dataclass
+class _Reading:
+    """What one lane made of its text."""
+
+    logits: torch.Tensor
+    """(tokens, vocabulary)."""
+    statistics: AttentionStatistics
+    errors: dict[int, HeadErrors]
+    broken: tuple[int, str] | None = None
+    """The call and the place where numbers were not finite."""
+
+
+def _read(adapter: ModelAdapterHF, cache: ContextCache, rows: Sequence[ForcedLane]) -> list[_Reading]:
+    """Run lanes over one cache in one batch; those of one setting stand together."""
     prepared = prepare_settings(cache, rows)
     room = max(_length(row) for row in rows)
     model = LaneModel(adapter, cache.past_key_values, cache.length, prepared.settings, room)
     questions = [row.question_ids for row in rows]
     first = model.run(QUESTION, range(len(rows)), questions, [0] * len(rows), dense=prepared.dense_questions)
-    broken = {place: (0, where) for place, (_, where) in first.broken.items()}
     logits = [first.logits[place : place + 1] for place in range(len(rows))]
+    broken: dict[int, tuple[int, str]] = {place: (0, where) for place, (_, where) in first.broken.items()}
     longer = [place for place, row in enumerate(rows) if len(row.token_ids) > 1]
     if longer:
         tokens = [rows[place].token_ids[:-1] for place in longer]
@@ -240,36 +292,29 @@ def _run_batch(
         rest = model.run(DECODE, longer, tokens, starts, dense=set(), every_token=True)
         ends = torch.tensor([len(ids) for ids in tokens]).cumsum(0).tolist()
         for at, (place, ids, end) in enumerate(zip(longer, tokens, ends, strict=True)):
-            mine = rest.logits[end - len(ids) : end]
-            logits[place] = torch.cat([logits[place], mine])
+            logits[place] = torch.cat([logits[place], rest.logits[end - len(ids) : end]])
             if at in rest.broken and place not in broken:
                 token, where = rest.broken[at]
                 broken[place] = (1 + token, where)
-    found: dict[int, Forced | Exception] = {}
-    for number in batch:
-        reference = references[_text(lanes[number])]
-        place = places.get(number, reference)
-        failed = next((at for at in (place, reference) if at in broken), None)
-        if failed is not None:
-            found[number] = not_finite(*broken[failed])
-            continue
+    readings: list[_Reading] = []
+    for place in range(len(rows)):
         setting = prepared.of(place)
-        statistics, errors = AttentionStatistics(), {}
+        statistics = AttentionStatistics()
+        errors: dict[int, HeadErrors] = {}
         if setting.states is not None:
-            own = place - setting.first
-            statistics = setting.states.statistics(own)
-            errors = setting.states.errors[own].by_layer() if setting.states.errors else {}
-        try:
-            found[number] = _judge(lanes[number], logits[reference], logits[place], statistics, errors)
-        except ModelError as error:
-            found[number] = error
-    return found
+            lane = place - setting.first
+            statistics = setting.states.statistics(lane)
+            errors = setting.states.errors[lane].by_layer() if setting.states.errors else {}
+        readings.append(_Reading(logits[place], statistics, errors, broken.get(place)))
+    return readings
 
 
-def _alone_or_error(adapter: ModelAdapterHF, cache: ContextCache, lane: ForcedLane) -> Forced | Exception:
+def _alone_or_error(
+    adapter: ModelAdapterHF, cache: ContextCache, lane: ForcedLane, reference: ContextCache | None
+) -> Forced | Exception:
     try:
-        dense, *_ = force_alone(adapter, cache, lane)
-        if lane.adapter.sparse_attention is None:
+        dense, *_ = force_alone(adapter, cache if reference is None else reference, lane)
+        if lane.adapter.sparse_attention is None and reference is None:
             return _judge(lane, dense, dense, AttentionStatistics(), {})
         return _judge(lane, dense, *force_alone(lane.adapter, cache, lane))
     except Exception as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sah.adapters import attention_switch as switch
 from sah.adapters.base import ModelAdapter, Request, RequestResponse
-from sah.adapters.calibration import give_channels
 from sah.adapters.context_cache import ContextCache, ids_digest
 from sah.adapters.finite import FINITE_KEY, FiniteWatch
 from sah.adapters.generation import Answer, Stopwatch, decode_greedily
-from sah.adapters.kv_cache import cut_back, holds_everything, new_cache
+from sah.adapters.kv_cache import holds_everything, new_cache
+from sah.adapters.learned import give_learned
+from sah.adapters.prefill import dense_question, run_context, seen_for
 from sah.adapters.prompt import PromptFormatter
 from sah.adapters.proof import check_any_call, check_calls
 from sah.adapters.sparse_generate import check_options, meta_data_in_every_call
@@ -29,6 +31,8 @@ from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, Attentio
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.config import QUESTION, SparseAttentionConfig
 from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
+from sah.sparse_attention.prefill.base import PrefillPattern
+from sah.sparse_attention.prefill.config import PrefillConfig
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 
@@ -182,25 +186,44 @@ class ModelAdapterHF(ModelAdapter):
             self._finalizer()
         self._registered_name = None
 
-    def prefill(self, context: str) -> ContextCache:
-        """Run a context through the model once, dense.
+    def prefill(
+        self, context: str, prefill: PrefillConfig | None = None, *, observers: Iterable[ModelAdapterHF] = ()
+    ) -> ContextCache:
+        """Run a context through the model once.
 
         Args:
             context: The context.
+            prefill: Which keys a sparse prefill keeps; None for a dense one.
+            observers: Adapters of the same model beside this one whose methods see something of the prefill (h2o,
+                snapkv, tova). For others that do, the context runs a second time when they need it.
 
         Returns:
-            Its cache, for any number of `answer` calls.
+            Its cache, for any number of `answer` calls. Its times hold nothing of what is seen.
 
         Raises:
+            ConfigError: If a method wants to see all attention of a prefill that is sparse.
             DataError: If the context is empty or longer than the model's window.
         """
         prompt = self.prompts.context_prompt(context)
         self._check_window(len(prompt.ids), "The context has")
         past = new_cache(self.model.config)
+        pattern = None if prefill is None else PrefillPattern.create_from_config(prefill)
+        methods = [self.sparse_attention, *(observer.sparse_attention for observer in observers)]
+        state: dict[Any, Any] = {}
         watch = Stopwatch(self._device)
-        self._prefill_ids(prompt.ids, past)
+        seen = run_context(self, prompt.ids, past, pattern=pattern, observers=methods, context_state=state)
         wall, cpu = watch.read()
-        return ContextCache(self.model_name, prompt, past, prefill_seconds=wall, prefill_cpu_seconds=cpu)
+        return ContextCache(
+            self.model_name,
+            prompt,
+            past,
+            prefill_seconds=wall - seen.seeing_seconds,
+            prefill_cpu_seconds=cpu - seen.seeing_cpu_seconds,
+            context_state=state,
+            seeing_seconds=seen.seeing_seconds,
+            prefill=prefill,
+            prefill_density=seen.density,
+        )
 
     def answer(
         self,
@@ -242,11 +265,11 @@ class ModelAdapterHF(ModelAdapter):
         if self.sparse_attention_config is None:
             with self.enable_dense_mode():
                 return decode_greedily(*arguments, sparse_meta_data=None)
-        dense_question = None if QUESTION in self.sparse_phases else self.enable_dense_mode()
         with self.enable_sparse_mode():
             state_seconds = self.prepare_context(cache)
             meta_data = self.new_meta_data(cache, ids, attention_error)
-            answer = decode_greedily(*arguments, meta_data, dense_question)
+            question_mode = None if QUESTION in self.sparse_phases else dense_question(self, meta_data)
+            answer = decode_greedily(*arguments, meta_data, question_mode)
         check_calls(self, answer.calls_by_layer, len(answer.token_ids) - 1)
         return dataclasses.replace(answer, state_seconds=state_seconds)
 
@@ -282,15 +305,16 @@ class ModelAdapterHF(ModelAdapter):
         """
         if self.sparse_attention is None:
             return 0.0
-        before = len(cache.context_state)
         with self.enable_sparse_mode():
+            seeing = seen_for(self, cache)
+            before = len(cache.context_state)
             watch = Stopwatch(self._device)
             layers: list[Any] = cache.past_key_values.layers
             for layer_idx, layer in enumerate(layers):
                 if holds_everything(layer, self.window) and layer.keys is not None:
-                    keys = layer.keys[:, :, : cache.length]
-                    self.sparse_attention.prepare_context(cache.context_state, layer_idx, keys)
-            return watch.read()[0] if len(cache.context_state) > before else 0.0
+                    held = [states[:, :, : cache.length] for states in (layer.keys, layer.values)]
+                    self.sparse_attention.prepare_context(cache.context_state, layer_idx, *held)
+            return seeing + (watch.read()[0] if len(cache.context_state) > before else 0.0)
 
     def new_meta_data(
         self, cache: ContextCache, question_ids: Sequence[int], attention_error: float = 0.0
@@ -360,11 +384,13 @@ class ModelAdapterHF(ModelAdapter):
             return self.model.generate(ids, **kwargs)
         check_options(ids.shape[0], kwargs.get("generation_config") or self.model.generation_config, kwargs)
         past = new_cache(self.model.config)
+        state: dict[Any, Any] = {}
         if ids.shape[1] > 1:
-            self._prefill_ids(ids[0, :-1].tolist(), past)
-        meta_data = self._meta_data({}, ids_digest(ids[0].tolist()))
+            methods = [self.sparse_attention]
+            run_context(self, ids[0, :-1].tolist(), past, observers=methods, context_state=state)
+        meta_data = self._meta_data(state, ids_digest(ids[0].tolist()))
 
-        dense_first = None if QUESTION in self.sparse_phases else self.enable_dense_mode
+        dense_first = None if QUESTION in self.sparse_phases else partial(dense_question, self, meta_data)
         with meta_data_in_every_call(self.model, meta_data, dense_first) as calls:
             output = self.model.generate(ids, past_key_values=past, **kwargs)
         if calls[0] > 1 or dense_first is None:
@@ -390,18 +416,6 @@ class ModelAdapterHF(ModelAdapter):
             return frozenset()
         return frozenset([ids] if isinstance(ids, int) else ids)
 
-    @torch.no_grad()
-    def _prefill_ids(self, ids: list[int], past: Any) -> None:
-        with self.enable_dense_mode():
-            self.model(
-                input_ids=torch.tensor([ids], device=self._device),
-                position_ids=torch.arange(len(ids), device=self._device)[None],
-                past_key_values=past,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        cut_back(past, len(ids))
-
     @staticmethod
     def _meta_data(context_state: dict[Any, Any], lane: str) -> dict[Any, Any]:
         return {
@@ -412,7 +426,7 @@ class ModelAdapterHF(ModelAdapter):
 
     def _register(self, sparse_attention: SparseAttention) -> str:
         if self._registered_name is None:
-            give_channels(self, sparse_attention)
+            give_learned(self, sparse_attention)
             name = switch.unique_name()
             switch.register(name, self.get_custom_attention_function(sparse_attention))
             self._finalizer = weakref.finalize(self, switch.unregister, name)

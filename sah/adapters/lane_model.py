@@ -135,11 +135,11 @@ class LaneModel:
             while stop < len(row_lanes) and row_lanes[stop] < setting.stop:
                 stop += 1
             if stop > first:
-                shown = replace(setting, attention=None, states=None) if number in dense else setting
+                shown = replace(setting, watches=True) if number in dense else setting
                 # All rows are given the longest one's keys, so that products may be shared.
                 rows = self._rows(shown, first, row_lanes[first:stop], slots[first:stop], max(slots) + 1)
                 groups.append(rows)
-                if shown.states is not None:
+                if shown.states is not None and not shown.watches:
                     shown.states.begin(phase, rows.lanes.tolist())
             first = stop
         return groups
@@ -194,13 +194,16 @@ def _attention(
         mine = queries[group.rows]
         attention, states = group.setting.attention, group.setting.states
         begun = now(query.device)[0]
-        if attention is not None and states is not None:
+        if attention is not None and states is not None and not group.setting.watches:
             found = attention.attend_lanes(module, mine, keys, values, scaling, states, layer_idx=layer_idx, **kwargs)
         else:
             found = _attend_densely(mine, keys, values, scaling, None if full else kwargs["sliding_window"], kwargs)
             spent = now(query.device)[0] - begun
             for own in [group] if full else call.groups:
                 own.setting.seconds.add(own.lanes, 0.0, spent * len(own.lanes) / len(group.lanes))
+            if full and attention is not None and states is not None:
+                wanted = attention.observed(layer_idx, question=True)
+                states.see_question(wanted, layer_idx, mine, keys, scaling, kwargs)
         output[group.rows] = found
         common.remember(group, keys)
     common.add_deferred(output)

@@ -29,6 +29,9 @@ class LaneSetting:
     seconds: LaneSeconds
     """Takes the time of its attention calls."""
 
+    watches: bool = False
+    """Whether it runs dense in this call, and its attention sees what it wants of it."""
+
     wide: set[int] = field(default_factory=set)
     """Layers in which it asked for the logits of all keys when it was last called."""
 

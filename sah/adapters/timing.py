@@ -25,6 +25,7 @@ from sah.adapters.context_cache import ContextCache
 from sah.adapters.finite import FINITE_KEY
 from sah.adapters.generation import decode_greedily, next_token
 from sah.adapters.huggingface import ModelAdapterHF
+from sah.adapters.prefill import dense_question
 from sah.config.values import check_count
 from sah.errors import DataError, ModelError, StateError
 from sah.sparse_attention.allowed import allowed_keys
@@ -204,7 +205,8 @@ class _Arm:
         samples: list[_Sample] = []
         try:
             record.phase = QUESTION
-            with self.mode() if self.sparse_question else self.adapter.enable_dense_mode():
+            meta = extra.get(switch.META_DATA_KEY, {})
+            with self.mode() if self.sparse_question else dense_question(self.adapter, meta):
                 next_token(model, cache, question_ids, cache.length, extra if self.sparse_question else {})
             record.phase = DECODE
             with self.mode(), _timed_calls(model, times, device):

@@ -14,6 +14,7 @@ from sah.config.experiment import Experiment
 from sah.config.mistakes import all_mistakes, unknown_key
 from sah.config.model import ModelConfig
 from sah.config.overrides import GROUPS
+from sah.config.prefill import build_prefill, check_pair
 from sah.config.recipe import TARGET_KEY, build_recipe, section_class
 from sah.config.schema import ExperimentConfig
 from sah.config.typed import MISSING_MARK, build_section
@@ -58,6 +59,8 @@ def build_experiment(config: DictConfig) -> Experiment:
     mistakes += found
     maskers, found = build_recipe(_node(config, "masker"), values.get("masker"), _usable_density(values.get("density")))
     mistakes += found
+    prefill, found = build_prefill(_node(config, "prefill"), values.get("prefill"))
+    mistakes += found or check_pair(prefill, maskers)
     dataset, found = _dataset(_node(config, "dataset"), values.get("dataset"))
     mistakes += found
     tracker, found = build_tracker(values)
@@ -86,6 +89,7 @@ def build_experiment(config: DictConfig) -> Experiment:
         margin=float(root.margin),
         threads=root.threads,
         timing=root.timing,
+        prefill=prefill,
     )
 
 

@@ -29,6 +29,7 @@ from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
 from sah.config.explain import chooses, explain, missing_option
 from sah.config.overrides import check_choices
+from sah.config.prefill import PREFILL
 from sah.config.values import closest
 from sah.errors import ConfigError
 
@@ -204,7 +205,8 @@ def _mended(error: Exception, choices: Sequence[str], dropped: set[str]) -> list
     key, _, value = choices[place].partition("=")
     meant = closest(name, options)
     if meant is None:
-        dropped.add(f"{group}.{name}")
+        # The values of a masker stand below its name, those of a prefill below the group's, and the default has none.
+        dropped.add(PREFILL if group == PREFILL else f"{group}.{name}")
     given = [entry.strip() for entry in value.strip("[]").split(",")]
     entries = [meant if entry == name else entry for entry in given]
     left = list(dict.fromkeys(entry for entry in entries if entry is not None))

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from sah.config.mistakes import all_mistakes
 from sah.errors import bad_value
 
-GROUPS = ("model", "masker", "dataset", "tracker")
+GROUPS = ("model", "masker", "prefill", "dataset", "tracker")
 """Groups of which every point has a choice; a list of choices is for `masker` alone."""
 
 
@@ -62,7 +62,8 @@ def _choices(override: Override) -> list[Any]:
 
 def _mistake(group: str, choice: Any) -> str | None:
     if choice is None or isinstance(choice, (bool, int, float)):
-        instead = "masker=dense" if group == "masker" else f"{group}=<name>, or leave it out for the default"
+        dense = group in ("masker", "prefill")
+        instead = f"{group}=dense" if dense else f"{group}=<name>, or leave it out for the default"
         return str(bad_value(group, choice, "a name; --help lists them", instead))
     if not isinstance(choice, list):
         return None

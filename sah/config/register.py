@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from sah.config.launcher import launcher_node, sweeper_node
 from sah.config.lenient import schema_node
 from sah.config.model import ModelConfig
+from sah.config.prefill import DENSE, PREFILL
 from sah.config.schema import ExperimentConfig
 from sah.data.discovery import dataset_configs
 from sah.sparse_attention.discovery import masker_configs
+from sah.sparse_attention.prefill.discovery import prefill_configs
 from sah.tracking.discovery import tracker_configs
 
 HELP_RESOLVER = "sah_groups"
@@ -30,12 +32,16 @@ def register_configs() -> None:
     groups: dict[str, dict[str, type]] = {
         "masker": dict(masker_configs()),
         "dataset": dict(dataset_configs()),
+        PREFILL: dict(prefill_configs()),
         "tracker": dict(tracker_configs()),
         "model": {"model": ModelConfig},
     }
     for group, classes in groups.items():
         for name, config_class in classes.items():
             store.store(group=f"{group}/schema", name=name, node=schema_node(config_class), provider="sah")
+    # A sweep's own config has the default prefill, and takes values for the patterns that its jobs choose.
+    dense = OmegaConf.create({}, flags={"struct": False})
+    store.store(group=f"{PREFILL}/schema", name=DENSE, node=dense, provider="sah")
     store.store(group="hydra/launcher", name="grouped", node=launcher_node(), provider="sah")
     store.store(group="hydra/sweeper", name="grouped", node=sweeper_node(), provider="sah")
     OmegaConf.register_new_resolver(HELP_RESOLVER, _groups_text, replace=True)

@@ -44,7 +44,7 @@ class GenerationOptions(ValidatedConfig):
 
 @dataclass
 class ExperimentConfig(ValidatedConfig):
-    """Root of the config tree. The four groups are checked by `sah.config.build`, the rest here."""
+    """Root of the config tree. The groups are checked by `sah.config.build`, the rest here."""
 
     EXECUTIONS: ClassVar[tuple[str, ...]] = ("auto", "research", "efficient")
     OBJECTIVES: ClassVar[tuple[str, ...]] = ("score", "density", "bytes")
@@ -56,6 +56,9 @@ class ExperimentConfig(ValidatedConfig):
     dataset: Any
     tracker: Any
     """The tracker's name; its values stand in the top-level node of that name."""
+
+    prefill: Any = None
+    """Values of the pattern that contexts are prefilled with; empty or None for a dense prefill."""
 
     density: Any = 0.1
     """Share of the allowed keys that budgeted maskers keep, unless they have a budget of their own."""

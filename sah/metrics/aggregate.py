@@ -102,9 +102,9 @@ def summarise(rows: Sequence[ScoredRow], bounds: Callable[[str], Bounds | None] 
         `rows` and `contexts` (counts); `status` (rows by status, `ok` meaning answered and scored); `scores`
         (by metric: `mean`, `count`, and the 95 % interval clustered by context, `low` and `high`, see
         `sah.metrics.interval`); `measures` (means over answered rows, see `MEASURES`);
-        `density_by_phase`; `prefill` (`seconds` and `cpu_seconds`: means over the rows that did prefill, with
-        `count` of them, and `reused`); and `decode_ms_per_token` (wall) with its CPU twin: all decode time
-        divided by all decode steps.
+        `density_by_phase`; `prefill` (`density`: the mean share that prefills read, `seconds` and `cpu_seconds`: means
+        over the rows that did prefill, with `count` of them, and `reused`); and `decode_ms_per_token` (wall) with its
+        CPU twin: all decode time divided by all decode steps.
     """
     answered = [scored.row for scored in rows if scored.row.status == "ok"]
     metrics = _in_order(metric for scored in rows for metric in scored.scores or {})
@@ -125,6 +125,7 @@ def summarise(rows: Sequence[ScoredRow], bounds: Callable[[str], Bounds | None] 
             phase: mean((_get(row, "density_by_phase") or {}).get(phase) for row in answered) for phase in phases
         },
         "prefill": {
+            "density": mean(_get(row, "prefill_density") for row in answered),
             "seconds": mean(_get(row, "prefill_seconds") for row in prefilled),
             "cpu_seconds": mean(_get(row, "prefill_cpu_seconds") for row in prefilled),
             "count": len(prefilled),

@@ -66,11 +66,13 @@ class TextRow(Protocol):
         """What was found, by layer."""
 
 
-def summarise_fidelity(rows: Sequence[TextRow]) -> dict[str, Any] | None:
+def summarise_fidelity(rows: Sequence[TextRow], *, sparse_prefill: bool = False) -> dict[str, Any] | None:
     """Average over texts, each counting the same.
 
     Args:
         rows: The rows of a sparse point.
+        sparse_prefill: Whether its contexts were prefilled sparse, so that also what ran dense over them has something
+            to compare.
 
     Returns:
         `questions`, `tokens`, `failed` and `without_sparse_calls` (counts; the last two are in no mean); `kl` (nats a
@@ -83,7 +85,7 @@ def summarise_fidelity(rows: Sequence[TextRow]) -> dict[str, Any] | None:
     dense = 0
     for row in rows:
         figures = (row.kl, row.top1_agreement, row.log_likelihood, row.dense_log_likelihood)
-        if row.status == "ok" and not any(row.calls_by_layer):
+        if row.status == "ok" and not any(row.calls_by_layer) and not sparse_prefill:
             dense += 1  # an answer of one token whose question ran dense: there is nothing to compare
             continue
         if row.status != "ok" or not row.tokens or None in figures:

@@ -1,4 +1,4 @@
-"""Bytes of keys and values that a decoded token reads."""
+"""Bytes of keys and values that a decoded token reads, and that a cache would hold."""
 
 from __future__ import annotations
 
@@ -50,6 +50,31 @@ def decode_kv_bytes(rows: Iterable[DecodedRow], token_bytes: int, choosing_bytes
         Bytes a decoded token, mean over rows; None if no row was decoded.
     """
     return mean(_row_bytes(row, token_bytes, choosing_bytes) for row in rows)
+
+
+def held_kv_bytes(rows: Iterable[DecodedRow], token_bytes: int, *, evicts: bool) -> float | None:
+    """Average what a cache that follows the method would hold when an answer ends.
+
+    The shared cache itself is never cut. What a method keeps beside keys and values (labels, signatures, scores) is not
+    counted.
+
+    Args:
+        rows: A point's rows. Rows without a decoding step say nothing and are left out.
+        token_bytes: Bytes of one token's keys and values over all full-attention layers.
+        evicts: Whether keys that are not kept are never kept again, so that only those kept (the measured density of
+            the decoding steps) need be held. If not, all are.
+
+    Returns:
+        Bytes, mean over rows; None if no row was decoded.
+    """
+    held: list[float | None] = []
+    for row in rows:
+        if row.status != "ok" or not row.decode_steps or row.kv_len is None or row.num_question_tokens is None:
+            continue
+        kept = row.density_by_phase.get("decode") if evicts else None
+        keys = row.kv_len + row.num_question_tokens + row.decode_steps
+        held.append(keys * (1.0 if kept is None else kept) * token_bytes)
+    return mean(held)
 
 
 def _row_bytes(row: DecodedRow, token_bytes: int, choosing_bytes: float) -> float | None:

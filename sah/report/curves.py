@@ -105,11 +105,13 @@ def method_labels(points: Sequence[ReportPoint]) -> list[str]:
         points: Of one group.
 
     Returns:
-        A label a point: the short one, with the phases and dense layers where these differ between points.
+        A label a point: the short one, with the phases and dense layers where these differ between points, and with a
+        sparse prefill.
     """
-    apart = len({point.summary.sparse_in for point in points if not point.is_dense}) > 1
+    apart = len({point.summary.sparse_after for point in points} - {""}) > 1
     return [
-        f"{label} in {point.summary.sparse_in}" if apart and not point.is_dense else label
+        (f"{label} in {point.summary.sparse_after}" if apart and point.summary.sparse_after else label)
+        + point.summary.behind
         for point, label in zip(points, short_labels(points), strict=True)
     ]
 
@@ -155,6 +157,50 @@ def density_curves(
         if x is not None and x > 0 and y is not None:
             lines.setdefault(label, []).append(CurvePoint(x, y, low, high, point.name, place))
     return [Curve(label, tuple(sorted(line, key=lambda point: point.x))) for label, line in lines.items()]
+
+
+def prefill_curves(points: Sequence[ReportPoint]) -> list[Curve]:
+    """Lay scores out over the measured density of sparse prefills, one curve a setting and pattern.
+
+    Args:
+        points: Of one group. Points with a dense prefill, or without a score, are left out.
+
+    Returns:
+        Curves in the order of their first points.
+    """
+    read = score_reader(points)
+    lines: dict[str, list[CurvePoint]] = {}
+    for place, point in enumerate(points):
+        x, (y, low, high) = number(point.summary.prefill_density), read(point)
+        if x is not None and x > 0 and y is not None:
+            pattern, *words = point.summary.prefill.split()
+            label = " ".join([pattern, *(word for word in words if "=" in word)])
+            setting = point.name.removesuffix(point.summary.behind)
+            lines.setdefault(f"{setting} + prefill {label}", []).append(CurvePoint(x, y, low, high, point.name, place))
+    return [Curve(label, tuple(sorted(line, key=lambda point: point.x))) for label, line in lines.items()]
+
+
+def prefill_bars(points: Sequence[ReportPoint]) -> list[TimeBar]:
+    """Lay the times of prefills out, the dense one first; none where no sparse prefill was timed.
+
+    Args:
+        points: Of one group.
+
+    Returns:
+        A bar for each sparse prefill, of the first point that did it.
+    """
+    found: dict[str, TimeBar] = {}
+    for place, point in enumerate(points):
+        own = number(point.summary.prefill_seconds) if point.summary.prefill else None
+        if own is not None:
+            together = point.summary.prefill_speed_up is not None
+            found.setdefault(
+                point.summary.prefill, TimeBar(point.summary.prefill, place, {"prefill": 1000 * own}, together)
+            )
+    dense = prefill_seconds(points)
+    if not found or dense is None:
+        return list(found.values())
+    return [TimeBar("dense", None, {"prefill": 1000 * dense[0]}), *found.values()]
 
 
 def score_reader(points: Sequence[ReportPoint]) -> Callable[[ReportPoint], Interval]:
@@ -269,15 +315,15 @@ def time_split(points: Sequence[ReportPoint]) -> list[TimeSplit]:
 
 
 def prefill_seconds(points: Sequence[ReportPoint]) -> tuple[float, int] | None:
-    """Read the mean seconds of a context's prefill.
+    """Read the mean seconds of a context's dense prefill.
 
     Returns:
-        The mean over the prefills of all arms, each run's counted once, and their number; None where all contexts
+        The mean over the dense prefills of all arms, each run's counted once, and their number; None where all contexts
         were there already.
     """
     found: dict[tuple[float, int], None] = {}
     for point in points:
-        for arm in ("dense", "sparse"):
+        for arm in ("dense",) if point.summary.prefill else ("dense", "sparse"):
             prefill = _part(point.metrics, arm, "prefill")
             seconds, count = number(prefill.get("seconds")), prefill.get("count")
             if seconds is not None and isinstance(count, int) and count > 0:

@@ -99,7 +99,17 @@ class ReportPoint:
         """What computes this point again; a dense arm's is that of the dense baseline alone."""
         overrides = self.overrides
         if self.is_dense:
-            sparse = ("masker=", "masker.", "density=", "+masker", "phases=", "dense_layers=")
+            sparse = (
+                "masker=",
+                "masker.",
+                "density=",
+                "+masker",
+                "phases=",
+                "dense_layers=",
+                "prefill=",
+                "prefill.",
+                "+prefill",
+            )
             overrides = (*(text for text in overrides if not text.startswith(sparse)), "masker=dense")
         return shlex.join(["python", "-m", "sah.run", *overrides])
 

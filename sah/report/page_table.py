@@ -50,6 +50,13 @@ def _measured(
 COLUMNS: tuple[Column, ...] = (
     Column("density", "density measured", "keys kept over keys allowed, mean over layers, heads and sparse queries", 4,
            lambda p: p.summary.density_measured),
+    Column("prefill", "prefill", "a sparse prefill, with what it keeps", None, lambda p: p.summary.prefill or None),
+    Column("prefill_density", "prefill density", "share of a context's (query, key) pairs that its prefill read", 4,
+           lambda p: p.summary.prefill_density),
+    Column("prefill_s", "prefill s", "seconds of a context's sparse prefill, mean over those that the point did", 2,
+           lambda p: p.summary.prefill_seconds if p.summary.prefill else None),
+    Column("dense_prefill_s", "dense prefill s", "seconds of a context's dense prefill beside it", 2,
+           lambda p: p.summary.dense_prefill_seconds),
     Column("dense", "dense score", "score of dense attention on the same questions", 3, lambda p: p.summary.dense),
     _measured("sparse", "sparse score", "score of sparse attention, with its 95 % interval", 3, curves.score),
     _measured("difference", "difference", "mean paired difference, sparse minus dense, with its 95 % interval", 3,
@@ -70,6 +77,8 @@ COLUMNS: tuple[Column, ...] = (
            lambda p: curves.perplexity(p)[0]),
     Column("bytes", "KV bytes a token", "bytes of keys and values, and of what stands for them, that a decoded token "
            "reads", 0, lambda p: curves.number(p.summary.decode_kv_bytes)),
+    Column("held", "KV bytes held", "bytes of keys and values that a cache which follows the method would hold when an "
+           "answer ends", 0, lambda p: curves.number(p.summary.held_kv_bytes)),
     Column("question_ms", "question ms", "milliseconds until the first token", 0, lambda p: _time(p, "question")),
     Column("decode_ms", "decode ms a token", "milliseconds a further token; timed runs where there are any", 1,
            lambda p: _time(p, "decode")),

@@ -39,14 +39,14 @@ class GroupSummary:
     """Points whose answers are all there."""
     contexts: int
     to_prefill: int
-    """Contexts that have to be run through the model: some answer over them is missing, and neither memory nor
-    `context_folder` holds them."""
+    """Prefills to run: some answer over the context is missing, and neither memory nor `context_folder` holds it as it
+    is prefilled for that answer. Settings of several prefills need a context once for each."""
     stored: int
-    """Contexts with missing answers that are read from `context_folder`."""
+    """Prefilled contexts with missing answers that are read from `context_folder`."""
     busy_workers: int
     """Workers that have something to do: a context is answered by one of them. 0 where nothing is left to compute."""
     tokens: int
-    """Tokens of the contexts to prefill, from a sample of them."""
+    """Tokens of these prefills, from a sample of the contexts."""
     rows_there: int
     """Answers, and readings of dense answers by sparse settings."""
     to_compute: int

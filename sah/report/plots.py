@@ -16,6 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)."""
 
 DENSITY_AXIS = "measured density (share of allowed keys read)"
+PREFILL_AXIS = "measured density of the prefill (share of allowed keys read)"
 BYTES_AXIS = "KV bytes read a decoded token"
 _TIME_AXES = {
     "answer": ("Time of an answer", "milliseconds an answer, decoded one by one"),
@@ -125,7 +126,7 @@ def group_plots(points: Sequence[ReportPoint]) -> list[Plot]:
             band=curves.dense_perplexity(points), caption=f"Of the text's own tokens; lower is better. {whisker}",
         ),
     ]  # fmt: skip
-    return [plot for plot in found if plot is not None] + _times(points)
+    return [plot for plot in found if plot is not None] + _prefills(points) + _times(points)
 
 
 def unit_of(metric: str) -> str:
@@ -236,6 +237,37 @@ def _pareto(points: Sequence[ReportPoint], cost: str) -> LinePlot | None:
     )
 
 
+def _prefills(points: Sequence[ReportPoint]) -> list[Plot]:
+    """Draw what sparse prefills cost and save; nothing where all prefills were dense."""
+    plots: list[Plot] = []
+    metric = main_metric(points)
+    if series := curves.prefill_curves(points):
+        plots.append(
+            LinePlot(
+                "prefill-density",
+                "Score over density of the prefill",
+                "One line a setting and pattern; the dashed line is dense attention, prefill included, on the same "
+                "examples. Whiskers and the band are 95 % intervals, where they were computed.",
+                PREFILL_AXIS,
+                score_axis(metric),
+                tuple(series),
+                tuple(range(len(series))),
+                band=curves.dense_band(points),
+            )
+        )
+    if bars := curves.prefill_bars(points):
+        caption = "Mean wall time of the contexts' prefills, the estimate of what to read included."
+        plots.append(
+            BarPlot("time-prefill", "Time of a prefill", caption, "milliseconds", "", ("prefill",), _told(bars))
+        )
+    return plots
+
+
+def _told(bars: Sequence[curves.TimeBar]) -> tuple[curves.TimeBar, ...]:
+    """Mark bars of another run in their names."""
+    return tuple(bar if bar.same_run else dataclasses.replace(bar, name=f"{bar.name} (another run)") for bar in bars)
+
+
 def _styles(points: Sequence[ReportPoint], series: Sequence[Curve]) -> tuple[int, ...]:
     labels = [label for point, label in zip(points, curves.method_labels(points), strict=True) if not point.is_dense]
     order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
@@ -254,10 +286,9 @@ def _times(points: Sequence[ReportPoint]) -> list[Plot]:
         if split.kind == "shared":
             caption = "Answers were decoded together, so only their share of attention and of choosing keys is known."
         if split.kind == "answer" and prefill is not None:
-            caption += f" Prefill, which all points share, takes {prefill[0]:.2f} s a context (mean of {prefill[1]})."
-        bars = tuple(
-            bar if bar.same_run else dataclasses.replace(bar, name=f"{bar.name} (another run)") for bar in split.bars
-        )
+            whose = "Dense prefill" if any(point.summary.prefill for point in points) else "Prefill, which all share,"
+            caption += f" {whose} takes {prefill[0]:.2f} s a context (mean of {prefill[1]})."
+        bars = _told(split.bars)
         if not all(bar.same_run for bar in bars):
             caption += " Bars of another run must not be compared with the dense one."
         plots.append(BarPlot(f"time-{split.kind}", title, caption, axis, "", parts, bars))

@@ -17,7 +17,10 @@ JOB_FILE = "job.json"
 CONFIG_FILE = "config.json"
 """The job's config, written as it begins."""
 
-_HAS_A_COLUMN = frozenset({"masker", "density", "phases", "dense_layers"})
+_HAS_A_COLUMN = frozenset({"masker", "density", "phases", "dense_layers", "prefill"})
+
+_OF_PREFILL = "prefill."
+"""Its values are part of a sparse prefill's own name."""
 
 _CHANGES_NO_RESULT = frozenset({"output_dir", "tracker", "threads", "context_folder", "experiment", "margin", "report"})
 
@@ -158,9 +161,9 @@ def collect_points(records: Sequence[Mapping[str, Any]]) -> tuple[list[PointSumm
 
 def _told_apart(points: list[PointSummary]) -> list[PointSummary]:
     """Make the phases, with the layers that stayed dense, part of the names if points differ in them."""
-    if len({point.sparse_in for point in points} - {None}) < 2:
+    if len({point.sparse_after for point in points} - {""}) < 2:
         return points
-    return [dataclasses.replace(point, apart=point.sparse_in or "") for point in points]
+    return [dataclasses.replace(point, apart=point.sparse_after) for point in points]
 
 
 def point_key(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,7 +177,9 @@ def _telling_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         name
         for name in names
-        if name not in _HAS_A_COLUMN | _CHANGES_NO_RESULT and len({overrides.get(name) for overrides in every}) > 1
+        if name not in _HAS_A_COLUMN | _CHANGES_NO_RESULT
+        and not name.startswith(_OF_PREFILL)
+        and len({overrides.get(name) for overrides in every}) > 1
     ]
 
 

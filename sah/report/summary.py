@@ -14,6 +14,8 @@ OBJECTIVES: dict[str, str] = {"score": MAXIMIZE, "density": MINIMIZE, "bytes": M
 """What a search may optimise, and the direction in which it is better."""
 
 
+PREFILL = "prefill"
+
 UNITS = {"log_likelihood": "nats a token"}
 """Units of metrics; others are shares of a full score."""
 
@@ -35,7 +37,8 @@ class PointSummary:
 
     label: str
     sparse_in: str | None
-    """Phases that ran sparse, with the layers that stayed dense in them; None for a dense point."""
+    """What ran sparse, of prefill, question and decode, with the layers that stayed dense in the latter two; None for a
+    dense point."""
     metric: str
     questions: int
     """Questions that both arms answered and scored (dense alone for a dense point)."""
@@ -60,6 +63,9 @@ class PointSummary:
 
     decode_kv_bytes: float | None = None
     """Bytes of keys and values, and of what stands for them, that a decoded token reads (`sah.metrics.kv_bytes`)."""
+
+    held_kv_bytes: float | None = None
+    """Bytes of keys and values that a cache which follows the method would hold when an answer ends."""
 
     attention_ms: tuple[float | None, float | None] = (None, None)
     """Dense and sparse: mean milliseconds of attention in an answer that was decoded together with others, as its share
@@ -116,16 +122,41 @@ class PointSummary:
 
     questions_needed_corrected: int | None = None
     apart: str = ""
-    """`sparse_in` where that differs among the points shown together (`sah.report.records.collect_points`)."""
+    """`sparse_after` where that differs among the points shown together (`sah.report.records.collect_points`)."""
+
+    prefill: str = ""
+    """A sparse prefill with what it keeps: `block_topk 0.1`; empty for a dense one."""
+
+    prefill_density: float | None = None
+    """Share of a context's (query, key) pairs that a sparse prefill read, mean over layers, heads and contexts."""
+
+    dense_prefill_seconds: float | None = None
+    """Beside a sparse prefill: mean of the dense prefills that the dense arm's rows did."""
+
+    @property
+    def sparse_after(self) -> str:
+        """`sparse_in` without the prefill."""
+        return (self.sparse_in or "").removeprefix(PREFILL).removeprefix("+")
+
+    @property
+    def behind(self) -> str:
+        """What names say of a sparse prefill."""
+        return f" + prefill {self.prefill}" if self.prefill else ""
 
     @property
     def setting(self) -> str:
-        """Its label, with its phases where others have other ones: `topk in decode`."""
-        return f"{self.label} in {self.apart}" if self.apart else self.label
+        """Its label, with a sparse prefill and its phases where others have other ones: `topk in decode`."""
+        return (f"{self.label} in {self.apart}" if self.apart else self.label) + self.behind
+
+    @property
+    def prefill_speed_up(self) -> float | None:
+        """Dense seconds of a prefill divided by sparse ones; None where they were not taken in the same run."""
+        dense, sparse = self.dense_prefill_seconds, self.prefill_seconds
+        return dense / sparse if dense and sparse and self.timed_together else None
 
     @property
     def name(self) -> str:
-        """What words and figures call it: `topk 0.1`, or `topk 0.1 in decode`."""
+        """What words and figures call it: `topk 0.1`, `topk 0.1 in decode`, `topk 0.1 + prefill block_topk 0.1`."""
         return self.named(" ")
 
     def named(self, before: str) -> str:
@@ -138,7 +169,7 @@ class PointSummary:
             The name.
         """
         density = "" if self.density_requested is None else f"{before}{self.density_requested:g}"
-        return f"{self.label}{density}" + (f" in {self.apart}" if self.apart else "")
+        return f"{self.label}{density}" + (f" in {self.apart}" if self.apart else "") + self.behind
 
     @property
     def shown_verdict(self) -> str | None:
@@ -170,7 +201,9 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
     dense_score = dense["scores"].get(metric, {})
     pair = metrics.get("comparison", {}).get("scores", {}).get(metric, {})
     main = sparse if sparse is not None else dense
-    prefills = [arm["prefill"] for arm in arms if arm["prefill"]["count"]]
+    prefill = metrics.get("prefill") or ""
+    # A sparse prefill is the sparse arm's alone; a dense one is shared, and whichever arm came first did it.
+    prefills = [arm["prefill"] for arm in ([main] if prefill else arms) if arm["prefill"]["count"]]
     # Older rows were compared while they were answered, which their times hold.
     output_error = None if sparse is None else sparse["measures"].get("output_error")
     untouched = sparse if output_error is None else None
@@ -195,6 +228,7 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         attention_ms=(_attention_ms(dense), _attention_ms(sparse)),
         selection_ms=_milliseconds(sparse, "selection_seconds"),
         decode_kv_bytes=main.get("decode_kv_bytes"),
+        held_kv_bytes=main.get("held_kv_bytes"),
         timed=timed_point(metrics["timing"]) if "timing" in metrics else None,
         low=pair.get("low"),
         high=pair.get("high"),
@@ -211,6 +245,9 @@ def summarise_point(metrics: Mapping[str, Any]) -> PointSummary:
         spread=_spread(pair),
         fidelity_rows=_fidelity_rows(sparse),
         error_queries=_error_queries(sparse),
+        prefill=prefill,
+        prefill_density=main["prefill"].get("density") if prefill else None,
+        dense_prefill_seconds=dense["prefill"]["seconds"] if prefill else None,
     )
 
 
@@ -273,7 +310,8 @@ def _error_queries(sparse: Mapping[str, Any] | None) -> tuple[int, int] | None:
 
 def _sparse_in(metrics: Mapping[str, Any]) -> str:
     dense = metrics["dense_layers"]
-    return "+".join(metrics["phases"]) + (f" ({dense} dense)" if dense else "")
+    parts = [*([PREFILL] if metrics.get("prefill") else []), *metrics["phases"]]
+    return "+".join(parts) + (f" ({dense} dense)" if dense else "")
 
 
 def _attention_ms(arm: Mapping[str, Any] | None) -> float | None:

@@ -39,6 +39,9 @@ TIMES = COLUMNS[-2:]
 ATTENTION = "attention ms an answer dense / sparse (choosing keys)"
 """A further column, which a table has where answers were decoded together."""
 
+PREFILL_DENSITY = "prefill density"
+"""A further column, which a table has where a prefill was sparse."""
+
 OUTPUT_ERROR = "output error"
 """A further column, which a table has only where it was measured."""
 
@@ -47,7 +50,7 @@ def cells(point: PointSummary) -> list[str]:
     """Write the cells of one line, in the order of `COLUMNS`; a dash stands for what was not measured."""
     questions = f"{point.questions}" + (f" ({point.failed} failed)" if point.failed else "")
     return [
-        point.label,
+        point.label + point.behind,
         point.sparse_in or "-",
         questions,
         number(point.dense, 3),
@@ -56,7 +59,7 @@ def cells(point: PointSummary) -> list[str]:
         point.shown_verdict or "-",
         number(point.density_requested, 3),
         number(point.density_measured, 4),
-        number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared",
+        _prefill(point),
         _times(point, point.question_ms, 0),
         _decode_times(point),
     ]
@@ -65,6 +68,11 @@ def cells(point: PointSummary) -> list[str]:
 def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
     """Write all cells, the columns' names in the first line."""
     lines = [list(COLUMNS), *(cells(point) for point in points)]
+    if any(point.prefill for point in points):
+        place = COLUMNS.index("prefill s")
+        texts = [number(point.prefill_density, 4) if point.prefill else "-" for point in points]
+        for line, text in zip(lines, [PREFILL_DENSITY, *texts], strict=True):
+            line.insert(place, text)
     if any(point.output_error is not None for point in points):
         place = COLUMNS.index("density measured") + 1
         for line, text in zip(lines, [OUTPUT_ERROR, *(number(p.output_error, 4) for p in points)], strict=True):
@@ -75,6 +83,13 @@ def _lines(points: Sequence[PointSummary]) -> list[list[str]]:
             line.insert(place, text)
     empty = [place for place, name in enumerate(lines[0]) if name in TIMES and not _has_any(lines, place)]
     return [[cell for place, cell in enumerate(line) if place not in empty] for line in lines]
+
+
+def _prefill(point: PointSummary) -> str:
+    """Write the seconds of a prefill, beside a sparse one those of the dense prefills of the same run."""
+    own = number(point.prefill_seconds, 2) if point.prefill_seconds is not None else "shared"
+    beside = point.dense_prefill_seconds if point.prefill_speed_up is not None else None
+    return own if beside is None else f"{own} (dense {number(beside, 2)})"
 
 
 def _has_any(lines: Sequence[Sequence[str]], place: int) -> bool:
@@ -184,11 +199,28 @@ def speed_note(points: Sequence[PointSummary]) -> str:
         faster = [f"{p.setting} {p.decode_speed_up:.2f}x" for p in known if (p.decode_speed_up or 0) > FASTER]
         told = f"Decode faster than dense: {', '.join(faster)}." if faster else "Decode: no speed-up over dense."
         lines.append(f"{told} Wall times of single questions, against the model's own attention in the same run.")
-    if not lines and any(point.attention_ms != (None, None) for point in points):
+    if told_prefills := _prefill_speeds(points):
+        lines.append(told_prefills)
+    elif not lines and any(point.attention_ms != (None, None) for point in points):
         lines.append("Answers were decoded together; timing=true takes times a token, one question at a time.")
     if any(_from_another_run(point) for point in points):
         lines.append("* Dense times were taken with another point and must not be compared with the sparse ones.")
     return " ".join(lines)
+
+
+def _prefill_speeds(points: Sequence[PointSummary]) -> str:
+    """Say how sparse prefills compare with the dense ones of the same run; empty where none was timed beside one."""
+    found: dict[str, float] = {}
+    for point in points:
+        if point.prefill_speed_up is not None:
+            found.setdefault(point.prefill, point.prefill_speed_up)
+    if not found:
+        return ""
+    faster = [f"{name} {speed_up:.2f}x" for name, speed_up in found.items() if speed_up > FASTER]
+    slower = [f"{name} {speed_up:.2f}x" for name, speed_up in found.items() if speed_up <= FASTER]
+    told = [f"faster than dense: {', '.join(faster)}"] if faster else []
+    told += [f"no speed-up over dense: {', '.join(slower)}"] if slower else []
+    return f"Prefill {'; '.join(told)}. Wall times of the contexts' prefills in the same run."
 
 
 def _from_another_run(point: PointSummary) -> bool:

@@ -47,10 +47,16 @@ def point_metrics(point: ReportPoint) -> dict[str, float]:
         AXIS: 1.0 if point.is_dense else summary.density_measured,
         "density_requested": summary.density_requested,
         "decode_kv_bytes": summary.decode_kv_bytes,
+        "held_kv_bytes": summary.held_kv_bytes,
         "output_error": summary.output_error,
         "decode_speed_up": summary.decode_speed_up,
         "perplexity": curves.perplexity(point)[0],
     }
+    if summary.prefill:
+        found["prefill_density"] = summary.prefill_density
+        found["prefill_seconds"] = summary.prefill_seconds
+        found["dense_prefill_seconds"] = summary.dense_prefill_seconds
+        found["prefill_speed_up"] = summary.prefill_speed_up
     if not point.is_dense:
         found["dense"] = summary.dense
         found |= dict(zip(("difference", "difference_low", "difference_high"), curves.difference(point), strict=True))

@@ -107,6 +107,9 @@ class PredictionRow:
     """Relative output error of attention, mean over layers (dense ones count 0), heads and the queries of the sampled
     calls, in rows of earlier versions, whose question and decode times hold the comparison. None in all others: see
     `sah.results.fidelity`."""
+    prefill_density: float | None = None
+    """Share of the context's (query, key) pairs that its prefill read, mean over layers and heads; 1 for a dense
+    prefill, which rows of earlier versions, without a value, had as well."""
     prefill_seconds: float | None = None
     prefill_cpu_seconds: float | None = None
     prefill_reused: bool | None = None

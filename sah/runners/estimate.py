@@ -93,9 +93,14 @@ class ModelCost:
         shape = self._kv_shape
         return 2 * shape.kv_heads * shape.head_dim * shape.itemsize * self._keys(tokens) + 8 * tokens
 
-    def prefill(self, tokens: float) -> float:
-        """Return the operations of a prefill: two for each weight and token, and causal attention."""
-        return 2 * self.body_parameters * tokens + 4 * tokens * self.attended(tokens / 2)
+    def prefill(self, tokens: float, density: float = 1.0) -> float:
+        """Return the operations of a prefill: two for each weight and token, and causal attention.
+
+        Args:
+            tokens: Of the context.
+            density: Share of that attention which a sparse prefill computes; its estimates are left out.
+        """
+        return 2 * self.body_parameters * tokens + 4 * tokens * density * self.attended(tokens / 2)
 
     def answer(self, context: float, tokens: float) -> float:
         """Return the operations of the tokens of one question and its answer, attention being dense."""
@@ -141,7 +146,8 @@ def find_rates(cost: ModelCost, identity: dict[str, Any], output_dir: Path, widt
         stored += sum(path.stat().st_size for path in files if path.exists())
         rows += len(point.predictions) + len(point.fidelity)
         for row in point.predictions.values():
-            if row.prefill_reused is False and row.prefill_seconds and row.kv_len:
+            dense = row.prefill_density in (None, 1.0)
+            if dense and row.prefill_reused is False and row.prefill_seconds and row.kv_len:
                 speeds.append(cost.prefill(row.kv_len) / row.prefill_seconds)
     row_bytes = stored / rows if rows else ROW_BYTES
     tall = median(speeds) if speeds else _product_rate(cost, 512)

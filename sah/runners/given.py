@@ -10,7 +10,7 @@ from sah.adapters.huggingface import ModelAdapterHF
 from sah.errors import DataError, ModelError
 from sah.results.fidelity import FidelityRow, LayerErrors, rounded
 from sah.results.rows import PredictionRow
-from sah.runners.made_rows import calls_of_layers, row_metadata
+from sah.runners.made_rows import calls_of_layers, measured_density, row_metadata
 from sah.runners.tasks import ContextWork, GroupSpec
 from sah.sparse_attention.attention_errors import HeadErrors
 
@@ -23,9 +23,11 @@ class GivenTexts:
     Args:
         spec: The group.
         work: The context and what is still to do.
-        cache: The prefilled context.
+        cache: The context as the settings of this work have it prefilled.
         dense: The dense adapter.
         dense_ids: Ids of dense answers, by dense setting and question.
+        reference: The context as the dense baseline has it prefilled, over which dense attention reads the same texts
+            for comparison; None where that is `cache` itself, or nothing is compared.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class GivenTexts:
         cache: ContextCache,
         dense: ModelAdapterHF,
         dense_ids: Mapping[tuple[int, int], tuple[int, ...]],
+        reference: ContextCache | None = None,
     ) -> None:
         self._spec, self._work, self._cache, self._dense, self._dense_ids = spec, work, cache, dense, dense_ids
+        self._reference = reference
         self._lanes: list[ForcedLane] = []
         self._places: list[tuple[int, int]] = []
         self._failed: list[tuple[int, int, Exception]] = []
@@ -80,7 +84,7 @@ class GivenTexts:
             and, under a sparse setting, a fidelity row behind it.
         """
         yield from self._failed
-        for lane, outcome in force_lanes(self._dense, self._cache, self._lanes, budget_bytes):
+        for lane, outcome in force_lanes(self._dense, self._cache, self._lanes, budget_bytes, self._reference):
             setting, number = self._places[lane]
             if isinstance(outcome, Forced) and not outcome.is_finite:
                 outcome = ModelError(
@@ -121,7 +125,7 @@ class GivenTexts:
             num_question_tokens=len(lane.question_ids),
             num_answer_tokens=forced.tokens,
             density_requested=self._spec.settings[setting].requested_density,
-            density_measured=forced.density,
+            density_measured=measured_density(self._spec.settings[setting], forced.density),
             density_by_phase=forced.density_by_phase,
             attention_calls=sum(calls),
             calls_by_layer=calls,

@@ -1,4 +1,4 @@
-"""A group: points that share model, prefill and data set, computed together, each context prefilled once."""
+"""A group: points that share model and data set, computed together, each context prefilled once a pattern."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DENSE_WAIT_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Group:
-    """Points over the same prefilled contexts."""
+    """Points over the same contexts."""
 
     points: tuple[Point, ...]
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -45,7 +45,7 @@ class Group:
         experiments = {arm.store.id: point.experiment for point in self.points for arm in point.arms}
         references = self.references()
         settings = [
-            Setting(arm.store.id, arm.label, experiments[arm.store.id], arm.is_dense, arm.requested_density, reference)
+            Setting(arm.store.id, arm.title, experiments[arm.store.id], arm.is_dense, arm.requested_density, reference)
             for arm, reference in zip(self.arms, references, strict=True)
         ]
         first = self.points[0]
@@ -104,7 +104,7 @@ def dense_ids_of(
 
 
 def group_points(points: Sequence[Point]) -> list[Group]:
-    """Bring together the points that share model, prefill and data set, in the order of their first ones."""
+    """Bring together the points that share model and data set, in the order of their first ones."""
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point.context_group, []).append(point)
@@ -338,4 +338,4 @@ class RowSink:
     def _drop(self, number: int, error: SahError) -> None:
         self._out.add(number)
         self.session.errors[str(self.arms[number].store.folder)] = error
-        _log.warning("%s: %s", self.arms[number].label, error)
+        _log.warning("%s: %s", self.arms[number].title, error)

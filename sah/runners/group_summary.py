@@ -13,6 +13,7 @@ from sah.runners.point import Point
 from sah.runners.session import Session
 from sah.runners.stored_contexts import StoredContexts
 from sah.runners.tasks import ContextWork
+from sah.sparse_attention.prefill.config import PrefillConfig
 
 _SAMPLE = 4
 """Contexts of a group whose tokens are counted; the others are taken to have as many for their length."""
@@ -45,10 +46,11 @@ class GroupSummaries:
             Its figures.
         """
         point, works = group.points[0], group.works()
-        held = self._session.contexts.holds
-        lacking = [work for work in works if not held(point.context_group, work.example.context)]
+        spec, held = group.spec(), self._session.contexts.holds
+        needed = [(work.example.context, prefill) for work in works for prefill in spec.prefills_of(work)]
+        lacking = [(text, prefill) for text, prefill in needed if not held(point.context_group, text, prefill)]
         folder = self._folder(point)
-        to_prefill = [work for work in lacking if not folder.holds(point.model, work.example.context)]
+        to_prefill = [(text, prefill) for text, prefill in lacking if not folder.holds(point.model, text, prefill)]
         complete = [member for member in group.points if _is_complete(member)]
         rows = {(arm.store.id, n): n in arm.done for p in group.points for arm in p.arms for n in p.names(arm)}
         to_compute = sum(work.rows for work in works)
@@ -57,11 +59,11 @@ class GroupSummaries:
             cost = ModelCost(point.model.adapter.model)
             rates = self._rates_of(point, cost, works)
             length = _token_counter(point, works)
-            tokens = sum(length(work.example.context) for work in to_prefill)
-            prefills = sum(cost.prefill(length(work.example.context)) for work in to_prefill)
+            tokens = sum(length(text) for text, _ in to_prefill)
+            prefills = sum(cost.prefill(length(text), prefill_density(prefill)) for text, prefill in to_prefill)
             seconds = prefills / rates.prefill + _answering(group, works, cost, length) / rates.answer
             new_bytes = to_compute * rates.row_bytes + (len(group.points) - len(complete)) * POINT_BYTES
-            context_bytes = folder.add(cost.context_bytes(length(work.example.context)) for work in to_prefill)
+            context_bytes = folder.add(cost.context_bytes(length(text)) for text, _ in to_prefill)
             basis = rates.basis
         return GroupSummary(
             model=point.model.label,
@@ -93,6 +95,11 @@ class GroupSummaries:
             together = min(round(mean(max(len(work.pending), len(work.forced)) for work in works)), _WIDEST)
             self._rates[key] = find_rates(cost, point.model.identity, point.experiment.output_dir, together)
         return self._rates[key]
+
+
+def prefill_density(prefill: PrefillConfig | None) -> float:
+    """Return the share of attention that a prefill aims at; 1 for a dense one, and where its sizes decide it."""
+    return 1.0 if prefill is None else float(getattr(prefill, "target_density", None) or 1.0)
 
 
 def _is_complete(point: Point) -> bool:

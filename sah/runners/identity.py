@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from sah.adapters.context_cache import prefill_identity
 from sah.config.experiment import Experiment
 from sah.sparse_attention.config import parse_dense_layers
 from sah.sparse_attention.layers import LayerSet
@@ -62,7 +63,7 @@ def point_identity(
 
     Returns:
         JSON data. The seed is part of it only where something is drawn with it, the density only in the maskers that
-        read it, phases and dense layers only where something runs sparse, so that points which cannot differ are one.
+        read it, phases and dense layers only where a masker runs, so that points which cannot differ are one.
         What is measured beside the answers (fidelity, attention error) changes none and is no part.
     """
     identity: dict[str, Any] = {
@@ -70,9 +71,9 @@ def point_identity(
         "dataset": dataset,
         "generation": {"max_new_tokens": experiment.generation.max_new_tokens, "decoding": "greedy"},
         "prompt_version": PROMPT_VERSION,
-        "prefill": "dense",
+        "prefill": prefill_identity(None if dense else experiment.prefill),
     }
-    if dense or experiment.is_dense:
+    if dense or not experiment.maskers:
         return {**identity, "recipe": "dense"}
     dense_layers = parse_dense_layers(experiment.dense_layers)
     sparse_layers = [layer for layer in range(num_layers) if layer not in dense_layers]

@@ -36,6 +36,11 @@ def failed_row(setting: Setting, example: Example, index: int, status: Predictio
     )
 
 
+def measured_density(setting: Setting, density: float | None) -> float | None:
+    """Give the density of a row: dense decoding behind a sparse prefill reads every key, and measures none of it."""
+    return 1.0 if density is None and not setting.dense and not setting.experiment.maskers else density
+
+
 def failed_fidelity(example: Example, index: int, error: str) -> FidelityRow:
     """Make the row of a question whose fidelity could not be measured."""
     return FidelityRow(example_key=example.key, question_index=index, status="failed", error=error)

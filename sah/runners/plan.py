@@ -63,7 +63,7 @@ def make_plan(jobs: Sequence[Job], session: Session, workers: int = 1, trials: i
         point = points.get(job.number)
         if point is None:
             note = refused[job.number].strip().splitlines()[-1]
-            lines.append(PointLine(job.number, job.experiment.label, 0, 0, None, text, note))
+            lines.append(PointLine(job.number, job.experiment.title, 0, 0, None, text, note))
             continue
         folder = point.main.store.folder
         first.setdefault(folder, job)
@@ -110,7 +110,7 @@ def _prepare(jobs: Sequence[Job], session: Session) -> tuple[dict[int, Point], d
 def _line(job: Job, point: Point, text: str, note: str) -> PointLine:
     names = [(arm, name) for arm in point.arms for name in point.names(arm)]
     there, total = sum(name in arm.done for arm, name in names), len(names)
-    return PointLine(job.number, point.main.label, there, total, point.main.store.id, text, note)
+    return PointLine(job.number, point.main.title, there, total, point.main.store.id, text, note)
 
 
 def _groups(points: Sequence[Point]) -> list[Group]:

@@ -23,6 +23,11 @@ class Arm:
     """One setting of a point and where its rows go."""
 
     label: str
+    """Its recipe."""
+
+    title: str
+    """Its recipe and a sparse prefill before it, for messages."""
+
     adapter: ModelAdapterHF
     store: PointStore
     requested_density: float | None
@@ -69,9 +74,9 @@ class Point:
     examples: Sequence[Example]
     dense: Arm
     sparse: Arm | None
-    """None where the point is the dense baseline itself."""
+    """None where the point is the dense baseline itself. A sparse prefill before dense decoding is sparse."""
     context_group: str
-    """Names the model and the data set, on which prefilled contexts depend."""
+    """Names the model and the data set, on which prefilled contexts depend beside what their prefill keeps."""
 
     @property
     def main(self) -> Arm:
@@ -118,20 +123,25 @@ def prepare_point(experiment: Experiment, session: Session, config: dict[str, An
     sparse_config = attention_config(experiment)
     model = session.model(experiment)
     # Made before any data, since it refuses layers that the model does not have.
-    sparse_adapter = None if sparse_config is None else model.adapter.with_sparse_attention(sparse_config)
+    sparse_adapter = None if experiment.is_dense else model.adapter
+    if sparse_config is not None:
+        sparse_adapter = model.adapter.with_sparse_attention(sparse_config)
     dataset = experiment.dataset.identity()
     examples = session.examples(experiment, model, dataset)
 
-    def arm(label: str, adapter: ModelAdapterHF, *, dense: bool) -> Arm:
+    def arm(label: str, title: str, adapter: ModelAdapterHF, *, dense: bool) -> Arm:
         identity = point_identity(experiment, model.identity, model.adapter.num_layers, dataset, dense=dense)
         store = PointStore(experiment.output_dir, identity, label, config)
         requested = None if dense else requested_density(experiment)
         tried = session.tried.setdefault(str(store.folder), set())
-        made = Arm(label, adapter, store, requested, dense, tried, 0.0 if dense else experiment.attention_error)
+        error = 0.0 if sparse_config is None or dense else experiment.attention_error
+        made = Arm(label, title, adapter, store, requested, dense, tried, error)
         made.read()
         return made
 
     group = json.dumps([model.identity, dataset], sort_keys=True)
-    dense = arm(DENSE, model.adapter, dense=True)
-    sparse = None if sparse_adapter is None else arm(experiment.label, sparse_adapter, dense=False)
+    dense = arm(DENSE, DENSE, model.adapter, dense=True)
+    sparse = None
+    if sparse_adapter is not None:
+        sparse = arm(experiment.label, experiment.title, sparse_adapter, dense=False)
     return Point(experiment, model, examples, dense, sparse, group)

@@ -10,7 +10,7 @@ from sah.config.experiment import Experiment
 from sah.data.config import LOG_LIKELIHOOD
 from sah.metrics.aggregate import ScoredRow, compare, scored_rows, summarise
 from sah.metrics.fidelity import attention_by_head, summarise_fidelity
-from sah.metrics.kv_bytes import decode_kv_bytes
+from sah.metrics.kv_bytes import decode_kv_bytes, held_kv_bytes
 from sah.metrics.scorers import score_all
 from sah.results.files import read_json
 from sah.results.rows import PredictionRow, ScoreRow
@@ -49,15 +49,16 @@ def score_point(point: Point) -> dict[str, Any]:
     sparse = _score_arm(point, point.sparse, metrics)
     result |= {
         "label": point.sparse.label,
+        "prefill": point.experiment.prefill_label,
         "density_requested": point.sparse.requested_density,
-        "phases": point.sparse.store.identity["phases"],
-        "dense_layers": point.sparse.store.identity["dense_layers"],
+        "phases": point.sparse.store.identity.get("phases", []),
+        "dense_layers": point.sparse.store.identity.get("dense_layers", ""),
         "dense_point": point.dense.store.id,
         "sparse": _summary(point, point.sparse, sparse),
         "comparison": compare(dense, sparse, point.experiment.margin),
     }
     answered = [entry.row for entry in sparse if isinstance(entry.row, PredictionRow) and entry.row.status == "ok"]
-    if answered and not any(row.attention_calls for row in answered):
+    if point.experiment.maskers and answered and not any(row.attention_calls for row in answered):
         # What ran dense says nothing of the recipe: it gets no comparison and no verdict.
         result |= {"comparison": compare([], []), "error": RAN_DENSE}
     return _write(point.sparse, result)
@@ -82,11 +83,15 @@ def choosing_bytes(experiment: Experiment, shape: KVShape) -> float:
 
 
 def _summary(point: Point, arm: Arm, scored: Sequence[ScoredRow]) -> dict[str, Any]:
-    """Aggregate an arm's rows, `decode_kv_bytes` (see `sah.metrics.kv_bytes`) among the figures."""
+    """Aggregate an arm's rows, bytes (see `sah.metrics.kv_bytes`) among the figures."""
     shape = kv_shape(arm.adapter.model)
     rows = [entry.row for entry in scored if isinstance(entry.row, PredictionRow)]
     choosing = 0.0 if arm.is_dense else choosing_bytes(point.experiment, shape)
-    summary = summarise(scored) | {"decode_kv_bytes": decode_kv_bytes(rows, shape.token_bytes, choosing)}
+    evicts = not arm.is_dense and all(config.evicts for _, config in point.experiment.maskers)
+    summary = summarise(scored) | {
+        "decode_kv_bytes": decode_kv_bytes(rows, shape.token_bytes, choosing),
+        "held_kv_bytes": held_kv_bytes(rows, shape.token_bytes, evicts=evicts and bool(point.experiment.maskers)),
+    }
     if arm.is_dense:
         return summary
     stored = arm.store.load_fidelity()
@@ -94,7 +99,7 @@ def _summary(point: Point, arm: Arm, scored: Sequence[ScoredRow]) -> dict[str, A
     calls = [row.calls_by_layer for row in rows if row.calls_by_layer]
     return summary | {
         "calls_by_layer": {str(layer): sum(counts) for layer, counts in enumerate(zip(*calls, strict=True))},
-        "fidelity": summarise_fidelity(fidelity),
+        "fidelity": summarise_fidelity(fidelity, sparse_prefill=point.experiment.prefill is not None),
         "attention_by_head": attention_by_head(fidelity),
     }
 

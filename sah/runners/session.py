@@ -153,12 +153,12 @@ def context_identity(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def attention_config(experiment: Experiment) -> MaskedAttentionConfig | None:
-    """Build the sparse attention's config of a point; None for the dense baseline.
+    """Build the sparse attention's config of a point; None where no masker runs, whatever the prefill.
 
     Raises:
         ConfigError: If the recipe cannot be run.
     """
-    if experiment.is_dense:
+    if not experiment.maskers:
         return None
     return _EXECUTIONS[experiment.execution](
         masker_configs=[config for _, config in experiment.maskers],

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import transformers
 
-from sah.adapters.context_cache import ids_digest
+from sah.adapters.context_cache import ids_digest, prefill_identity
 from sah.adapters.context_files import FORMAT_VERSION
 from sah.runners.session import LoadedModel, context_identity
+from sah.sparse_attention.prefill.config import PrefillConfig
 
 
 class StoredContexts:
@@ -34,16 +35,17 @@ class StoredContexts:
         for path in () if folder is None else folder.glob("*.safetensors"):
             try:
                 key = _read_key(path)
-                made_by = _made_by(key["format"], key["identity"], key["torch"], key["transformers"])
+                made_by = _made_by(key["format"], key["identity"], key["torch"], key["transformers"], key["prefill"])
                 self._digests.setdefault(made_by, set()).add(key["ids"])
                 self._room -= path.stat().st_size
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # no context; the run says so where it matters
 
-    def holds(self, model: LoadedModel, context: str) -> bool:
-        """Tell whether a context of a model is there, without verifying it."""
+    def holds(self, model: LoadedModel, context: str, prefill: PrefillConfig | None = None) -> bool:
+        """Tell whether a context of a model, prefilled in that way, is there, without verifying it."""
         identity = context_identity(model.identity)
-        known = self._digests.get(_made_by(FORMAT_VERSION, identity, torch.__version__, transformers.__version__))
+        versions = FORMAT_VERSION, identity, torch.__version__, transformers.__version__
+        known = self._digests.get(_made_by(*versions, prefill_identity(prefill)))
         if not known:
             return False
         digest = ids_digest(model.adapter.prompts.context_prompt(context).ids)

@@ -11,6 +11,7 @@ from sah.data.example import Example
 from sah.errors import SahError
 from sah.results.fidelity import FidelityRow
 from sah.results.rows import PredictionRow
+from sah.sparse_attention.prefill.config import PrefillConfig
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,22 @@ class Setting:
     label: str
     experiment: Experiment
     dense: bool
-    """Whether it is the dense baseline, whatever recipe the experiment holds."""
+    """Whether it is the dense baseline, whatever recipe and prefill the experiment holds."""
 
     requested_density: float | None
 
     reference: int | None = None
     """Number of the dense setting that this one is compared with; None for a dense one."""
+
+    @property
+    def prefill(self) -> PrefillConfig | None:
+        """What its contexts' prefill keeps; None for a dense one."""
+        return None if self.dense else self.experiment.prefill
+
+    @property
+    def observes(self) -> bool:
+        """Whether its maskers look at something of the prefill."""
+        return not self.dense and looks_at_prefill(self.experiment)
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,27 @@ class GroupSpec:
 
     settings: tuple[Setting, ...]
     context_group: str
-    """Names the model and the prefill, on which prefilled contexts depend."""
+    """Names the model and the data set, on which prefilled contexts depend beside what their prefill keeps."""
 
     run: str
     """Id of the run, noted with its rows."""
 
     model: Mapping[str, Any]
     """Identity of the planned model, part of the points' ids: a worker with another one must not answer."""
+
+    def prefills_of(self, work: ContextWork) -> list[PrefillConfig | None]:
+        """List the prefills of a context that its work needs, the dense one (None) first.
+
+        A setting with a sparse prefill needs the dense one as well for its fidelity, which compares the two.
+        """
+        found: list[PrefillConfig | None] = []
+        for setting, _ in (*work.pending, *work.forced):
+            prefill = self.settings[setting].prefill
+            if prefill not in found:
+                found.append(prefill)
+        if None not in found and work.forced:
+            found.append(None)
+        return sorted(found, key=lambda prefill: prefill is not None)
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,11 @@ class ContextWork:
         pending = tuple(place for place in self.pending if keep(*place, False))
         forced = tuple(place for place in self.forced if keep(*place, True))
         return replace(self, pending=pending, forced=forced) if pending or forced else None
+
+
+def looks_at_prefill(experiment: Experiment) -> bool:
+    """Tell whether a point's maskers look at something of the prefill."""
+    return any(getattr(config, "observes", "") for _, config in experiment.maskers)
 
 
 Outcome = PredictionRow | FidelityRow | SahError

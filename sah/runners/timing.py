@@ -18,6 +18,7 @@ from sah.results.store import TIMING_FILE
 from sah.runners.group import DENSE_WAIT_SECONDS
 from sah.runners.point import Point
 from sah.runners.session import Session
+from sah.runners.tasks import looks_at_prefill
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ TIMED_EXAMPLES = 2
 """Examples whose first question is timed."""
 
 SPARSE = "sparse"
-"""Name of the point's own arm in `timing.json`, beside `own` and `grouped`; a dense point has none."""
+"""Name of the point's own arm in `timing.json`, beside `own` and `grouped`; a point without maskers has none."""
 
 
 def time_point(point: Point, run: str, session: Session, provenance: Mapping[str, Any]) -> None:
@@ -48,14 +49,20 @@ def time_point(point: Point, run: str, session: Session, provenance: Mapping[str
         return
     chosen = list(answered.values())[:TIMED_EXAMPLES]
     _log.info("Timing the decoding of %d example%s.", len(chosen), "" if len(chosen) == 1 else "s")
+    # Dense decoding behind a sparse prefill is one of the dense arms, over that prefill's cache.
+    sparse = None if point.sparse is None or not point.experiment.maskers else point.sparse.adapter
+    arms = {} if sparse is None else {SPARSE: sparse}
+    observers = [sparse] if sparse is not None and looks_at_prefill(point.experiment) else []
     entries: list[dict[str, Any]] = []
     for example in chosen:
         question = example.questions[0]
         try:
-            cache, _ = session.contexts.get(point.context_group, example.context, model.prefill)
+            cache, _ = session.contexts.get(
+                point.context_group, example.context, model.prefill, point.experiment.prefill, observers
+            )
             timed = time_decoding(
                 model,
-                {} if point.sparse is None else {SPARSE: point.sparse.adapter},
+                arms,
                 cache,
                 question.text,
                 answer_prefix=question.answer_prefix,

@@ -33,10 +33,13 @@ def run_info(point: Point, config: dict[str, Any], folder: Path, sweep: str | No
     experiment = point.experiment
     main = point.main
     density = "" if main.requested_density is None else f" {main.requested_density:g}"
+    prefill = f" + prefill {experiment.prefill_label}" if experiment.prefill is not None else ""
     tags = [point.model.label, experiment.dataset.name, *(key for key, _ in experiment.maskers)]
+    if experiment.prefill is not None:
+        tags.append(f"prefill {experiment.prefill.name}")
     return RunInfo(
         run_id=main.store.id,
-        name=f"{point.model.label} {experiment.dataset.name} {main.label}{density}",
+        name=f"{point.model.label} {experiment.dataset.name} {main.label}{density}{prefill}",
         folder=folder,
         group=sweep,
         job_type="dense" if experiment.is_dense else "sparse",

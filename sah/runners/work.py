@@ -1,5 +1,8 @@
 """What a worker does: prefill one context and answer the questions over it under every setting that lacks them.
 
+Settings of one prefill share its cache and run together; those of a dense prefill come first, since the dense answers
+are what others read for their fidelity.
+
 Nothing here writes: rows go to whoever asked for them, in this process or in another.
 """
 
@@ -8,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from sah.adapters.context_cache import ContextCache
 from sah.adapters.generation import Answer
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, LaneWidth, answer_lanes
@@ -19,9 +23,10 @@ from sah.results.fidelity import FidelityRow
 from sah.results.redact import redacted
 from sah.results.rows import PredictionRow, PredictionStatus, plain_json, row_key
 from sah.runners.given import GivenTexts
-from sah.runners.made_rows import calls_of_layers, failed_fidelity, failed_row, row_metadata
+from sah.runners.made_rows import calls_of_layers, failed_fidelity, failed_row, measured_density, row_metadata
 from sah.runners.session import LoadedModel, Session, attention_config
 from sah.runners.tasks import ContextWork, GroupSpec, Outcome
+from sah.runners.work_contexts import WorkContexts
 from sah.sparse_attention.config import parse_dense_layers
 
 _log = logging.getLogger(__name__)
@@ -101,16 +106,33 @@ class GroupWorker:
         try:
             model = self.session.model(first)
             self._check(model, first.model.name)
-            dense = model.adapter
-            cache, reused = self.session.contexts.get(self.spec.context_group, work.example.context, dense.prefill)
         except WorkerError:
             raise
         except (DataError, ModelError, RuntimeError, MemoryError) as error:
-            for setting, question in work.pending:
-                yield setting, self._refused(setting, work.example, question, error)
-            for setting, question in work.forced:
-                yield setting, failed_fidelity(work.example, question, f"{type(error).__name__}: {error}")
+            yield from self._all_refused(work, error)
             return
+        dense_ids = dict(work.dense_ids)
+        contexts = WorkContexts(self.spec, work, self.session, model.adapter, self._adapter)
+        for part in contexts.parts():
+            try:
+                cache, reused = contexts.get(part)
+            except (DataError, ModelError, RuntimeError, MemoryError) as error:
+                yield from self._all_refused(part, error)
+                continue
+            for setting, outcome in self._answer_over(part, contexts, cache, reused, dense_ids):
+                _note_answer(dense_ids, setting, outcome)
+                yield setting, outcome
+
+    def _answer_over(
+        self,
+        work: ContextWork,
+        contexts: WorkContexts,
+        cache: ContextCache,
+        reused: bool,
+        dense_ids: Mapping[tuple[int, int], tuple[int, ...]],
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Answer what settings of one prefill lack; `dense_ids` are the dense answers that are there by then."""
+        dense = contexts.adapter
         places: list[tuple[int, int]] = []
         lanes: list[Lane] = []
         unusable: set[int] = set()
@@ -123,32 +145,27 @@ class GroupWorker:
             except SahError as error:
                 unusable.add(setting)
                 yield setting, error
-        dense_ids = dict(work.dense_ids)
         budget = min(self.spec.settings[s].experiment.lanes_bytes for s, _ in (*work.pending, *work.forced))
         for lane, outcome in answer_lanes(dense, cache, lanes, budget, self._width):
             setting, number = places[lane]
             if setting in unusable:
                 continue
             if isinstance(outcome, Answer):
-                dense_ids[setting, number] = tuple(outcome.token_ids)
                 self._tell_layers(setting, outcome.sparse_layers, dense.num_layers)
                 row = self._row(setting, work.example, number, outcome)
-                yield (
-                    setting,
-                    dataclasses.replace(
-                        row,
-                        kv_len=cache.length,
-                        prefill_seconds=cache.prefill_seconds,
-                        prefill_cpu_seconds=cache.prefill_cpu_seconds,
-                        prefill_reused=reused or lane > 0,
-                    ),
-                )
+                yield setting, _over(row, cache, reused or lane > 0)
                 continue
             refused = self._refused(setting, work.example, number, outcome)
             if isinstance(refused, SahError):
                 unusable.add(setting)
             yield setting, refused
-        texts = GivenTexts(self.spec, work, cache, dense, dense_ids)
+        try:
+            reference = contexts.reference(work)
+        except (DataError, ModelError, RuntimeError, MemoryError) as error:
+            for setting, number in work.forced:
+                yield setting, failed_fidelity(work.example, number, f"{type(error).__name__}: {error}")
+            work, reference = dataclasses.replace(work, forced=()), None
+        texts = GivenTexts(self.spec, work, cache, dense, dense_ids, reference)
         for setting, number in texts.places:
             if setting in unusable:
                 continue
@@ -171,15 +188,16 @@ class GroupWorker:
                     yield setting, failed_fidelity(work.example, number, f"{type(result).__name__}: {result}")
                 continue
             if isinstance(result, PredictionRow):
-                result = dataclasses.replace(
-                    result,
-                    kv_len=cache.length,
-                    prefill_seconds=cache.prefill_seconds,
-                    prefill_cpu_seconds=cache.prefill_cpu_seconds,
-                    prefill_reused=reused,
-                )
+                result = _over(result, cache, reused)
                 reused = True
             yield setting, result
+
+    def _all_refused(self, work: ContextWork, error: Exception) -> Iterator[tuple[int, Outcome]]:
+        """Make the rows of work that cannot be begun."""
+        for setting, question in work.pending:
+            yield setting, self._refused(setting, work.example, question, error)
+        for setting, question in work.forced:
+            yield setting, failed_fidelity(work.example, question, f"{type(error).__name__}: {error}")
 
     def _check(self, model: LoadedModel, name: str) -> None:
         """Refuse another model than the planned one; its rows would stand under the planned one's id."""
@@ -212,6 +230,7 @@ class GroupWorker:
 
     def _row(self, number: int, example: Example, index: int, answer: Answer) -> PredictionRow:
         setting, question = self.spec.settings[number], example.questions[index]
+        sparse = self._adapters[number].sparse_attention is not None
         return PredictionRow(
             example_key=example.key,
             question_index=index,
@@ -224,8 +243,8 @@ class GroupWorker:
             num_answer_tokens=len(answer.token_ids),
             decode_steps=len(answer.token_ids) - 1,
             density_requested=setting.requested_density,
-            density_measured=answer.density,
-            density_by_phase={} if setting.dense else answer.density_by_phase,
+            density_measured=measured_density(setting, answer.density),
+            density_by_phase=answer.density_by_phase if sparse else {},
             attention_calls=answer.attention_calls,
             calls_by_layer=calls_of_layers(answer.calls_by_layer, self._adapters[number].num_layers),
             sparse_layers=len(answer.sparse_layers),
@@ -267,6 +286,18 @@ class GroupWorker:
             named = f" {dense} are dense as dense_layers says." if dense else ""
             told = "Sparse attention runs in %d of %d layers;%s %d keep the attention window that the model gives them."
             _log.warning(told, len(sparse), layers, named, windowed)
+
+
+def _over(row: PredictionRow, cache: ContextCache, reused: bool) -> PredictionRow:
+    """Note with a row which prefill it was made over."""
+    return dataclasses.replace(
+        row,
+        kv_len=cache.length,
+        prefill_density=cache.prefill_density,
+        prefill_seconds=cache.prefill_seconds,
+        prefill_cpu_seconds=cache.prefill_cpu_seconds,
+        prefill_reused=reused,
+    )
 
 
 def _note_answer(dense_ids: dict[tuple[int, int], tuple[int, ...]], setting: int, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sah.config.lookup import named
 from sah.sparse_attention.discovery import public_names
+from sah.sparse_attention.prefill.discovery import prefill_names
 
 _CORE = {
     "SparseAttention": "sah.sparse_attention.base.SparseAttention",
@@ -18,6 +19,11 @@ _CORE = {
     "ResearchAttentionConfig": "sah.sparse_attention.config.ResearchAttentionConfig",
     "EfficientAttention": "sah.sparse_attention.efficient.EfficientAttention",
     "EfficientAttentionConfig": "sah.sparse_attention.config.EfficientAttentionConfig",
+    "DoubleSparsity": "sah.sparse_attention.named_attention.DoubleSparsity",
+    "DoubleSparsityConfig": "sah.sparse_attention.named_attention_config.DoubleSparsityConfig",
+    "ChannelConfig": "sah.sparse_attention.named_attention_config.ChannelConfig",
+    "HashAttention": "sah.sparse_attention.named_attention.HashAttention",
+    "HashAttentionConfig": "sah.sparse_attention.named_attention_config.HashAttentionConfig",
     "AutoAttention": "sah.sparse_attention.auto.AutoAttention",
     "AutoAttentionConfig": "sah.sparse_attention.config.AutoAttentionConfig",
     "Mask": "sah.sparse_attention.mask.Mask",
@@ -26,16 +32,18 @@ _CORE = {
     "TopKMasker": "sah.sparse_attention.maskers.base.TopKMasker",
     "KeyScoreMasker": "sah.sparse_attention.maskers.base.KeyScoreMasker",
     "SamplingMasker": "sah.sparse_attention.maskers.base.SamplingMasker",
+    "PrefillConfig": "sah.sparse_attention.prefill.config.PrefillConfig",
+    "PrefillPattern": "sah.sparse_attention.prefill.base.PrefillPattern",
     "OracleTopKConfig": "sah.sparse_attention.maskers.topk_config.TopKMaskerConfig",
 }
 
 
 def __getattr__(name: str) -> Any:
-    path = _CORE.get(name) or public_names().get(name)
+    path = _CORE.get(name) or public_names().get(name) or prefill_names().get(name)
     if path is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return named(path)
 
 
 def __dir__() -> list[str]:
-    return sorted({*_CORE, *public_names()})
+    return sorted({*_CORE, *public_names(), *prefill_names()})

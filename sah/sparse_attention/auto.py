@@ -12,6 +12,7 @@ from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.efficient import EfficientAttention
 from sah.sparse_attention.lanes import LaneStates
 from sah.sparse_attention.maskers.base import ResearchMasker
+from sah.sparse_attention.observe import Last
 from sah.sparse_attention.research import ResearchAttention
 from sah.sparse_attention.shared import SharedStates
 
@@ -39,9 +40,19 @@ class AutoAttention(SparseAttention):
         """The recipe's maskers, as the efficient execution holds them."""
         return self.efficient.maskers
 
-    def prepare_context(self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor) -> None:
-        """Derive the state of a context's keys; see `ResearchAttention.prepare_context`."""
-        self.efficient.prepare_context(context_state, layer_idx, keys)
+    def prepare_context(
+        self,
+        context_state: MutableMapping[Any, Any],
+        layer_idx: int,
+        keys: torch.Tensor,
+        values: torch.Tensor | None = None,
+    ) -> None:
+        """Derive what the recipe needs of a context; see `SparseAttention.prepare_context`."""
+        self.efficient.prepare_context(context_state, layer_idx, keys, values)
+
+    def observed(self, layer_idx: int, *, question: bool = False) -> frozenset[Last]:
+        """Tell what must be seen of tokens that run dense; see `SparseAttention.observed`."""
+        return self.efficient.observed(layer_idx, question=question)
 
     def attend_lanes(
         self,

@@ -12,6 +12,7 @@ from sah.config.lookup import named
 from sah.errors import ConfigError
 from sah.sparse_attention.config import SparseAttentionConfig
 from sah.sparse_attention.lanes import LaneStates
+from sah.sparse_attention.observe import Last
 from sah.sparse_attention.shared import SharedStates
 
 
@@ -114,12 +115,29 @@ class SparseAttention(ABC):
         return output
 
     def prepare_context(  # noqa: B027 - most methods need nothing
-        self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor
+        self,
+        context_state: MutableMapping[Any, Any],
+        layer_idx: int,
+        keys: torch.Tensor,
+        values: torch.Tensor | None = None,
     ) -> None:
-        """Derive what the method needs of a context's keys, once; what is there already stays.
+        """Derive what the method needs of a context's keys and values, once; what is there already stays.
 
         Args:
             context_state: Of the context cache; written to.
             layer_idx: The layer.
             keys: The context's keys, (1, kv_heads, length, head_dim).
+            values: Its values, (1, kv_heads, length, value_dim). Without them methods that need them derive nothing.
         """
+
+    def observed(self, layer_idx: int, *, question: bool = False) -> frozenset[Last]:
+        """Tell what a layer's method must see of tokens that run dense; most need nothing.
+
+        Args:
+            layer_idx: The layer.
+            question: Whether it is about a question's tokens and not a context's.
+
+        Returns:
+            How many of the last queries each observation is of, None for all; see `sah.sparse_attention.observe`.
+        """
+        return frozenset()

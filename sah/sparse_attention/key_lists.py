@@ -24,11 +24,15 @@ class KeyLists:
     single keys (`run` of 1) have any."""
 
     logits: torch.Tensor | None = None
-    """Scaled dot products of queries and keys before any cap, float32, shape of `indices`, where whoever chose the keys
-    knows them for every query head; they are not computed again then."""
+    """Scaled dot products of queries and keys before any cap, float32, (batch, heads, q_len, n), where whoever chose
+    the keys knows them for every query head; they are not computed again then."""
 
     run: int = 1
     """Keys that an index stands for."""
+
+    states: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Keys and values of a KV head's list, (batch, kv_heads, n, dim) each, where whoever chose the keys holds them
+    together; they are not gathered again then."""
 
     def of_single_keys(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the list out.

@@ -108,13 +108,20 @@ class KeyStateMasker:
         """
         return None
 
-    def prepare_context(self, context_state: MutableMapping[Any, Any], keys: torch.Tensor, layer_idx: int) -> None:
+    def prepare_context(
+        self,
+        context_state: MutableMapping[Any, Any],
+        keys: torch.Tensor,
+        layer_idx: int,
+        values: torch.Tensor | None = None,
+    ) -> None:
         """Derive the state of a context's keys, unless it is there.
 
         Args:
             context_state: Of the context cache; written to.
             keys: The context's keys, (1, kv_heads, length, head_dim).
             layer_idx: The layer.
+            values: The context's values, (1, kv_heads, length, value_dim), for maskers that read them; most do not.
         """
         name = (self.state_identity(), layer_idx)
         if name not in context_state:
@@ -202,6 +209,29 @@ class KeyStateMasker:
         if before is None:
             return self.derive(keys.own[:, :, : keys.used], fitted, layer_idx)
         return self.derive(keys.fresh(), fitted, layer_idx).squeeze(2)
+
+    def context_length(self, before: int, sparse_meta_data: dict[Any, Any], layer_idx: int) -> int:
+        """Return how many of the keys are the context, for maskers with units of one key.
+
+        Where nobody says it, it is the keys before the question's first call.
+
+        Args:
+            before: Keys before the queries at hand.
+            sparse_meta_data: State of the question; a number found out here is kept in it.
+            layer_idx: The layer.
+        """
+        if CONTEXT_LENGTH_KEY in sparse_meta_data:
+            return int(sparse_meta_data[CONTEXT_LENGTH_KEY])
+        prepared = self._context_part(sparse_meta_data, layer_idx)
+        if prepared is not None:
+            return int(prepared.units.shape[2])
+        states = sparse_meta_data.setdefault(layer_idx, {})
+        name = f"{self.key}.context"
+        if states.setdefault(name, before) > before:
+            # The sequence was cut back into its context: what was fitted is to be fitted anew.
+            states[name] = before
+            states.pop(self.key, None)
+        return int(states[name])
 
     def _context_part(self, sparse_meta_data: dict[Any, Any], layer_idx: int) -> ContextPart | None:
         contexts: Mapping[Any, Any] = sparse_meta_data.get(CONTEXT_STATE_KEY) or {}

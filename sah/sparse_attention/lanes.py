@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from sah.sparse_attention.attention_errors import ATTENTION_ERRORS_KEY, AttentionErrors
 from sah.sparse_attention.config import QUESTION
+from sah.sparse_attention.evicting_rows import mass_of_call
 from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY
+from sah.sparse_attention.observe import Last, question_key
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.shared import SharedStates
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
@@ -82,6 +84,32 @@ class LaneStates:
         self.together[LANES_KEY] = [self._identities[lane] for lane in lanes]
         for meta_data in self.alone:
             meta_data[STATISTICS_KEY].phase = phase
+
+    def see_question(
+        self,
+        wanted: Iterable[Last],
+        layer_idx: int,
+        queries: torch.Tensor,
+        keys: SharedStates,
+        scaling: float,
+        special: Mapping[str, Any],
+    ) -> None:
+        """Keep what a method wants to see of questions that run dense.
+
+        Args:
+            wanted: Observations wanted; see `sah.sparse_attention.observe`.
+            layer_idx: The layer.
+            queries: (rows, heads, 1, head_dim).
+            keys: Those of the rows.
+            scaling: Factor of the dot products.
+            special: What the model passed on; `s_aux` and `softcap` are read.
+        """
+        for last in wanted:
+            mass = mass_of_call(queries, keys, scaling, last, special)
+            self.together.setdefault(layer_idx, {})[question_key(last)] = mass
+            for lane, meta_data in enumerate(self.alone):
+                length = int(keys.lengths[keys.lanes == lane].max()) if bool((keys.lanes == lane).any()) else 0
+                meta_data.setdefault(layer_idx, {})[question_key(last)] = mass[lane : lane + 1, :, :length]
 
     def of_rows(self, rows: slice) -> dict[Any, Any]:
         """Return the state for some of the call's rows; layers' entries are those of all."""

@@ -30,6 +30,10 @@ class MaskerConfig(ValidatedConfig):
     is_pattern: ClassVar[bool] = False
     """Whether the keys follow from positions alone, whatever is kept already."""
 
+    observes: ClassVar[str] = ""
+    """What the method sees of a context's prefill: nothing, the `window` of its last queries, or the `mass` of all
+    attention, which a sparse prefill does not have."""
+
     layers: int | str | list[int] | None = field(default=None, kw_only=True)
     """Layers that this masker works in: `[0, 16]`, `"0-1"`, `"2-"`; None means all. A layer's recipe is made of the
     maskers that work in it."""
@@ -42,6 +46,11 @@ class MaskerConfig(ValidatedConfig):
     @property
     def keeps_per_head(self) -> bool:
         """Whether the query heads of one KV head may keep different keys."""
+        return False
+
+    @property
+    def evicts(self) -> bool:
+        """Whether a key that is not kept is never kept again, so that a cache need not hold it."""
         return False
 
     def choosing_bytes(self, head_dim: int, itemsize: int) -> float:

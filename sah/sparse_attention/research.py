@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sah.config.lookup import named
 from sah.errors import ConfigError
 from sah.sparse_attention.allowed import allowed_keys
 from sah.sparse_attention.attention_errors import observe_queries
@@ -15,7 +16,9 @@ from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.kernels.masked import masked_attention
 from sah.sparse_attention.key_state import KeyStateMasker
 from sah.sparse_attention.mask import Mask
-from sah.sparse_attention.maskers.base import ResearchMasker, build_maskers
+from sah.sparse_attention.maskers.base import ResearchMasker
+from sah.sparse_attention.maskers.evicting import EvictingMasker
+from sah.sparse_attention.observe import Last
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
 from sah.sparse_attention.times import ATTENTION, SELECTION, Laps
 
@@ -51,19 +54,26 @@ class ResearchAttention(SparseAttention):
             self._recipes[layer_idx] = [self.maskers[i] for i in self.config.recipe_of(layer_idx)]
         return self._recipes[layer_idx]
 
-    def prepare_context(self, context_state: MutableMapping[Any, Any], layer_idx: int, keys: torch.Tensor) -> None:
-        """Derive what the recipe needs of a context's keys, once; what is there already stays.
-
-        Args:
-            context_state: Of the context cache; written to.
-            layer_idx: The layer.
-            keys: The context's keys, (1, kv_heads, length, head_dim).
-        """
+    def prepare_context(
+        self,
+        context_state: MutableMapping[Any, Any],
+        layer_idx: int,
+        keys: torch.Tensor,
+        values: torch.Tensor | None = None,
+    ) -> None:
+        """Derive what the recipe needs of a context; see `SparseAttention.prepare_context`."""
         if not self.chooses_indices:
             return
         for masker in self.recipe_of(layer_idx):
             if isinstance(masker, KeyStateMasker):
-                masker.prepare_context(context_state, keys, layer_idx)
+                masker.prepare_context(context_state, keys, layer_idx, values)
+
+    def observed(self, layer_idx: int, *, question: bool = False) -> frozenset[Last]:
+        """Tell what must be seen of tokens that run dense; see `SparseAttention.observed`."""
+        evicting = [masker for masker in self.recipe_of(layer_idx) if isinstance(masker, EvictingMasker)]
+        if question:
+            return frozenset(masker.observed for masker in evicting if masker.observes_question)
+        return frozenset(masker.observed for masker in evicting if masker.needs_context)
 
     def build_mask(
         self,
@@ -200,3 +210,19 @@ class ResearchAttention(SparseAttention):
         statistics = sparse_meta_data.get(STATISTICS_KEY)
         if isinstance(statistics, AttentionStatistics):
             statistics.record(layer_idx, kept, may_read, dense=not self.recipe_of(layer_idx))
+
+
+def build_maskers(config: MaskedAttentionConfig) -> list[ResearchMasker]:
+    """Build the maskers of a recipe in its order.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        One masker a step; two of one class have different keys.
+    """
+    maskers: list[ResearchMasker] = []
+    for position, masker_config in enumerate(config.masker_configs):
+        masker_class: type[ResearchMasker] = named(masker_config.masker)
+        maskers.append(masker_class(masker_config, key=f"{position}.{masker_config.name}", seed=config.seed))
+    return maskers

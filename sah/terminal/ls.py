@@ -86,7 +86,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "kind",
         nargs="?",
         metavar="KIND",
-        help="models, maskers, datasets, experiments, trackers, or a group of your own",
+        help="models, maskers, prefills, datasets, experiments, trackers, or a group of your own",
     )
     built.add_argument(
         "-cd", "--config-dir", type=Path, metavar="DIR", help="your own groups, as for python -m sah.run"
@@ -114,7 +114,7 @@ def find_groups(config_dir: Path | None = None) -> dict[str, list[Option]]:
         for path in sorted(folder.glob("*/*.yaml")):
             if path.parent.name != _PRIVATE:
                 found.setdefault(path.parent.name, {})[path.stem] = path
-    order = ("model", "masker", "dataset", "experiment", "tracker")
+    order = ("model", "masker", "prefill", "dataset", "experiment", "tracker")
     names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
     return {name: [read_option(path) for _, path in sorted(found[name].items())] for name in names}
 
@@ -152,18 +152,19 @@ def read_option(path: Path) -> Option:
 
 
 def knobs(option: Option) -> dict[str, Any]:
-    """Read a masker's own values with their defaults.
+    """Read the values of a masker or a prefill with their defaults.
 
     Args:
-        option: A file of the group `masker`.
+        option: A file of the group `masker`, whose values stand below a key, or `prefill`, whose do not.
 
     Returns:
         Name to default, without the path of the class.
     """
     found: dict[str, Any] = {}
-    for section in option.values.values():
+    flat = option.path.parent.name == "prefill"
+    for section in [option.values] if flat else option.values.values():
         if isinstance(section, dict):
-            found |= {str(name): value for name, value in section.items() if name != "_target_"}
+            found |= {str(name): value for name, value in section.items() if name not in ("_target_", "defaults")}
     return found
 
 
@@ -223,7 +224,7 @@ def _told(group: str, option: Option) -> str:
     parts = [option.description or option.command or "(its head comment says nothing)"]
     if option.problem:
         parts.append(option.problem)
-    elif group == "masker" and (values := knobs(option)):
+    elif group in ("masker", "prefill") and (values := knobs(option)):
         parts.append(" ".join(f"{name}={json.dumps(value)}" for name, value in values.items()))
     elif group == "model":
         parts.append(availability(option))
@@ -252,7 +253,7 @@ def _as_json(group: str, option: Option) -> dict[str, Any]:
         "path": str(option.path),
         "problem": option.problem or None,
     }
-    if group == "masker":
+    if group in ("masker", "prefill"):
         told["knobs"] = knobs(option)
     if group == "model":
         told |= {"model": option.values.get("name"), "availability": availability(option)}

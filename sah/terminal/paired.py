@@ -328,6 +328,7 @@ _FIGURES: tuple[tuple[str, int, Callable[[ReportPoint], Interval], bool], ...] =
     ("density requested", 4, _alone("density_requested"), True),
     ("density measured", 4, _alone("density_measured"), True),
     ("KV bytes read a decoded token", 0, _alone("decode_kv_bytes"), True),
+    ("KV bytes held", 0, _alone("held_kv_bytes"), True),
     ("output error of attention", 4, _alone("output_error"), False),
     ("KL to dense, nats a token", 4, _fidelity("kl"), False),
     ("top-1 agreement with dense", 4, _fidelity("top1_agreement"), False),

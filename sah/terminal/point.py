@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sah.report.curves import difference, fidelity, number, score
 from sah.report.load import Pair, ReportPoint
+from sah.report.summary import PointSummary
 from sah.report.table import queries_words
 from sah.report.verdicts import sentence
 from sah.terminal.points import laid_out, what_is_asked
@@ -119,6 +120,7 @@ def _facts(point: ReportPoint) -> list[tuple[str, str]]:
     else:
         facts += [
             ("sparse in", summary.sparse_in or "-"),
+            *_prefill(summary),
             ("score, dense", interval(*_dense_score(point))),
             ("score, sparse", interval(*score(point))),
             ("difference", interval(*difference(point), sign=True)),
@@ -136,8 +138,21 @@ def _facts(point: ReportPoint) -> list[tuple[str, str]]:
         facts.append(("sparse calls", figure(calls, 1) + (" an answer" if calls is not None else "")))
     read = summary.decode_kv_bytes
     facts.append(("KV bytes read", "not measured" if read is None else f"{read:,.0f} a decoded token"))
+    held = summary.held_kv_bytes
+    facts.append(("KV bytes held", "not measured" if held is None else f"{held:,.0f} when an answer ends"))
     facts += _run(point)
     return [(name, text.replace("not measured nats a token", "not measured")) for name, text in facts]
+
+
+def _prefill(summary: PointSummary) -> list[tuple[str, str]]:
+    """Tell of a sparse prefill; nothing of a dense one."""
+    if not summary.prefill:
+        return []
+    own, dense = (figure(value, 2) for value in (summary.prefill_seconds, summary.dense_prefill_seconds))
+    return [
+        ("prefill", f"{summary.prefill}, density measured {figure(summary.prefill_density, 4)}"),
+        ("prefill seconds", f"{own}, dense {dense}"),
+    ]
 
 
 def _layers(point: ReportPoint) -> list[tuple[str, str]]:

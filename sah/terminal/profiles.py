@@ -158,9 +158,10 @@ def _named(points: Sequence[ReportPoint]) -> list[tuple[str, ReportPoint]]:
     """Name the sparse points of a group so that their names differ where phases or dense layers do."""
     named = []
     for label, point in zip(method_labels(points), points, strict=True):
-        density = point.summary.density_requested
+        density, behind = point.summary.density_requested, point.summary.behind
         if not point.is_dense:
-            named.append((label if density is None else f"{label} {density:g}", point))
+            told = "" if density is None else f" {density:g}"
+            named.append((label.removesuffix(behind) + told + behind, point))
     return named
 
 

@@ -93,6 +93,7 @@ def _facts(experiments: Iterable[object]) -> dict[str, list[str]]:
             "models": one.model.label or one.model.name,
             "data sets": one.dataset.name,
             "recipes": one.label,
+            "prefill": one.prefill_label or "dense",
             "densities": f"{one.density:g}",
             "sparse in": "+".join(one.phases),
             "seeds": str(one.seed),

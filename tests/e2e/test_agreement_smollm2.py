@@ -89,7 +89,8 @@ def run(dense: Any, cache: Any, recipe: Recipe) -> Both:
     """Prefill a question's chunk and decode, each layer's call in both executions; the context dense, as always."""
     both, state = Both(Pair(recipe, lambda attention: give_channels(dense, attention))), {}
     for layer_idx, layer in enumerate(cache.past_key_values.layers):
-        both.pair.efficient.prepare_context(state, layer_idx, layer.keys[:, :, : cache.length])
+        held = [states[:, :, : cache.length] for states in (layer.keys, layer.values)]
+        both.pair.efficient.prepare_context(state, layer_idx, *held)
     for meta in both.metas:
         meta[CONTEXT_STATE_KEY] = MappingProxyType(state)
     name, position = switch.unique_name(), cache.length

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ import sah.runners.work as runners_work
 from sah.adapters.context_cache import ContextCache
 from sah.adapters.factory import load_adapter_cached
 from sah.adapters.generation import Answer
+from sah.adapters.hash_training import TrainingOptions, train_model
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.lanes import Lane, LaneWidth
 from sah.config.model import ModelConfig
@@ -28,6 +30,12 @@ def imported() -> None:
     load_adapter_cached(ModelConfig(name="tiny:llama"))
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_networks() -> None:
+    """What masker=hash_attention needs of the tiny model, as `python -m sah.train_hash model=tiny` trains it once."""
+    train_model(load_adapter_cached(ModelConfig(name="tiny:llama")), TrainingOptions())
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +86,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     counted = Work()
     prefill, answer_lanes = ModelAdapterHF.prefill, runners_work.answer_lanes
 
-    def counting_prefill(self: ModelAdapterHF, context: str) -> ContextCache:
+    def counting_prefill(self: ModelAdapterHF, context: str, *pattern: Any, **options: Any) -> ContextCache:
         counted.prefills.append(context)
-        return prefill(self, context)
+        return prefill(self, context, *pattern, **options)
 
     def counting_lanes(
         adapter: ModelAdapterHF, cache: ContextCache, lanes: Sequence[Lane], budget_bytes: int, width: LaneWidth

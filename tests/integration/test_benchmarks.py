@@ -61,10 +61,13 @@ def test_every_arm_is_reported(small: Path, capsys: pytest.CaptureFixture[str]) 
         for name, arm in ARMS.items():
             assert rows[name]["selection_ms"] > 0, name
             assert 0 < rows[name]["density"] <= 1, name
-            assert (rows[name]["state_bytes"] > 0) == (arm.reads == "state"), name
+            # What a method that evicts holds is no state of all keys, and is read as keys and values.
+            holds = arm.reads == "state" or arm.most_of_streaming is not None
+            assert (rows[name]["state_bytes"] > 0) == holds, name
             of = {target["of"]: target for target in rows[name]["targets"]}
-            timed = cell["kv_len"] == SHORT and arm.most_time is not None
-            assert set(of) == ({"time"} if timed else set()) | ({"temporaries"} if cell["kv_len"] == LONG else set())
+            limits = {"time": arm.most_time, "evicting": arm.most_of_streaming}
+            timed = {what for what, limit in limits.items() if cell["kv_len"] == SHORT and limit is not None}
+            assert set(of) == timed | ({"temporaries"} if cell["kv_len"] == LONG else set())
             for target in of.values():
                 assert target["met"] == (target["measured"] <= target["allowed"])
                 assert bool(target.get("profile")) == (not target["met"]), "a missed target comes with a profile"
@@ -75,6 +78,7 @@ def test_every_arm_is_reported(small: Path, capsys: pytest.CaptureFixture[str]) 
 def test_bytes_follow_from_the_method_and_the_kept_keys(small: Path) -> None:
     file = small / "figures.json"
     names = ["streaming_llm", "quest-group", "topk-head", "topk-group", "random", "double_sparsity-group"]
+    names += ["hash_attention-group", "hash_attention-head"]
     options = ["--kv-len", str(LONG), "--repeats", "1", "--dtype", "bfloat16", "--arms", *names]
     attention.main([*options, "--json", str(file)])
     (cell,) = json.loads(file.read_text())["cells"]
@@ -82,6 +86,7 @@ def test_bytes_follow_from_the_method_and_the_kept_keys(small: Path) -> None:
     length, row_bytes = LONG + 2, 2 * HEAD_DIM
     kept, key_bytes = round(0.05 * length), length * KV_HEADS * row_bytes
     assert cell["kv_bytes"] == 2 * key_bytes
+    signatures = length * KV_HEADS * 4
     pages = length // 16 * KV_HEADS * 2 * row_bytes
     expected = {
         "streaming_llm": (0, 2 * kept * KV_HEADS, 0),
@@ -90,6 +95,8 @@ def test_bytes_follow_from_the_method_and_the_kept_keys(small: Path) -> None:
         "topk-group": (key_bytes, 2 * kept * KV_HEADS, 0),
         "random": (0, 2 * kept * HEADS, 0),
         "double_sparsity-group": (key_bytes // 8, 2 * kept * KV_HEADS, key_bytes // 8),
+        "hash_attention-group": (signatures, 2 * kept * KV_HEADS, signatures),
+        "hash_attention-head": (signatures, 2 * kept * HEADS, signatures),
     }
     for row in cell["sparse"]:
         selection, rows, state = expected[row["arm"]]

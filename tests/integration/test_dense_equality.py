@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sah.adapters.factory import create_adapter
+from sah.adapters.hash_training import TrainingOptions, train_model
 from sah.results.store import read_point
 from sah.sparse_attention.discovery import masker_configs
 from tests.integration.running import dense_of, run, sparse_of, stored
@@ -52,7 +54,11 @@ def check(shared: Path, *settings: str) -> None:
 # magicpig samples by angles and has no setting that keeps every key.
 @pytest.mark.parametrize("masker", [name for name in masker_configs() if name != "magicpig"])
 def test_every_masker(shared: Path, masker: str) -> None:
-    check(shared, f"masker={masker}", *WHOLE.get(masker, ["density=1.0"]))
+    settings = WHOLE.get(masker, ["density=1.0"])
+    if masker == "hash_attention":
+        networks = train_model(create_adapter("tiny:llama"), TrainingOptions(steps=1, output=shared / "h.safetensors"))
+        settings = [*settings, f"masker.hash_attention.weights={networks}"]
+    check(shared, f"masker={masker}", *settings)
 
 
 @pytest.mark.slow

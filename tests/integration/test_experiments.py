@@ -12,7 +12,7 @@ import pytest
 
 from experiments.density_curve.__main__ import METHODS
 from experiments.method_quality.bound import bound_line, sign_test
-from experiments.method_quality.methods import FIXED, OTHERS
+from experiments.method_quality.methods import FIXED, OTHERS, PREFILLS
 from experiments.methods import ADAPTIVE, MAGICPIG, RANDOM, adaptive, magicpig, setting
 from experiments.points import run_points
 from experiments.study import Options
@@ -65,13 +65,18 @@ def rows_of(page: Path, heads: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_networks")
 def test_method_quality_runs_every_method_in_four_settings(tmp_path: Path) -> None:
     folder = tmp_path / "page"
     done = study("method_quality", "--fast", "--folder", str(folder), "--output-dir", str(tmp_path / "rows"))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = rows_of(folder / "README.md", "method | setting | density measured")
+    rows = rows_of(folder / "README.md", "method | setting | density measured | score")
     assert Counter(row["method"] for row in rows) == dict.fromkeys([*FIXED, *OTHERS], 4)
-    assert len({(row["method"], row["setting"]) for row in rows}) == 48
+    assert len({(row["method"], row["setting"]) for row in rows}) == len(rows)
+    prefills = rows_of(folder / "README.md", "method | setting | density measured | prefill density measured")
+    assert Counter(row["method"] for row in prefills) == dict.fromkeys(PREFILLS, 4)
+    assert {row["density measured"] for row in prefills} == {"1.0000"}
+    assert all(0 < float(row["prefill density measured"]) < 1 for row in prefills)
     assert all(float(row["output error"]) > 0 for row in rows), "every point has its output error"
     assert {row["density measured"] for row in rows if row["method"] == "topk"} == {
         "0.0200",
@@ -89,6 +94,7 @@ FEWER = ["generation.max_new_tokens=2"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_networks")
 def test_density_curve_runs_all_methods_on_needle_and_prose(tmp_path: Path) -> None:
     folder = tmp_path / "page"
     done = study("density_curve", "--fast", "--folder", str(folder), "--output-dir", str(tmp_path / "rows"), *FEWER)

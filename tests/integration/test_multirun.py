@@ -224,6 +224,7 @@ def test_points_that_differ_in_their_number_of_examples_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_networks")
 def test_every_masker_runs_as_it_stands() -> None:
     done = run("-m", "masker=glob(*)", "density=0.2")
     assert done.code == 0, done.text

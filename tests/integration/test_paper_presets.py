@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from sah.adapters.hash_files import write_weights
 from sah.config.build import build_experiment
 from sah.config.experiment import Experiment
 from sah.config.paths import conf_dir
@@ -16,17 +17,29 @@ from sah.fetching import CACHE_VARIABLE
 from sah.runners.session import attention_config
 from sah.sparse_attention.base import SparseAttention
 from tests.integration.running import run, sparse_of
+from tests.support.attention import hash_layer
 
 PRESETS = sorted((conf_dir() / "experiment").glob("paper_*.yaml"))
 SMOLLM2_LAYERS = 30
 
 RECIPES = {
     "paper_double_sparsity": "double_sparsity",
+    "paper_h2o": "h2o",
+    "paper_hash_attention": "sink+local+hash_attention",
     "paper_magicpig": "sink+local+magicpig",
+    "paper_pqcache": "sink+local+pqcache",
     "paper_quest": "quest",
+    "paper_snapkv": "snapkv",
+    "paper_socket": "sink+local+socket",
     "paper_streaming_llm": "streaming_llm",
+    "paper_tova": "tova",
+    "paper_vattention_hash": "sink+local+hash_attention+adaptive",
     "paper_vattention_oracle": "sink+local+topk+adaptive",
+    "paper_vattention_pqcache": "sink+local+pqcache+adaptive",
 }
+
+DECODE_ONLY = {"paper_magicpig", "paper_pqcache", "paper_socket", "paper_snapkv", "paper_tova"}
+"""Those that read the question dense, as their papers do."""
 
 presets = pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 
@@ -67,9 +80,14 @@ def test_a_preset_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     # The tiny model has 3 layers, fewer than some of these presets name.
     fitting = ["dense_layers=[0]"] if built(path).dense_layers else []
+    if "hash_attention" in RECIPES[path.stem]:
+        # Of the tiny model: 4 query heads, 2 KV heads, head_dim 16.
+        networks = {layer: hash_layer(4, 2, 16, 32, seed=layer) for layer in range(3)}
+        write_weights(tmp_path / "hash.safetensors", networks, {})
+        fitting.append(f"masker.hash_attention.weights={tmp_path / 'hash.safetensors'}")
     done = run(f"+experiment={path.stem}", *fitting, "dataset.num_examples=1")
     assert done.code == 0, done.text
     (row,) = sparse_of(label=RECIPES[path.stem]).predictions.values()
     assert row.status == "ok"
     assert row.attention_calls and row.density_measured is not None
-    assert (row.density_by_phase["question"] is None) == (path.stem == "paper_magicpig")
+    assert (row.density_by_phase["question"] is None) == (path.stem in DECODE_ONLY)

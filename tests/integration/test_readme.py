@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.report_folder import Sweep, make_sweep
+from tests.unit.adapters.test_hash_conversion import published
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +52,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run([sys.executable, "-m", "sah.run", *given])
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def train_tiny_networks(folder: Path) -> subprocess.CompletedProcess[str]:
+    options = ["bits=8", "steps=2", f"output={folder / 'hash.safetensors'}"]
+    done = run([sys.executable, "-m", "sah.train_hash", "model=tiny", *options])
+    assert (folder / "hash.safetensors").is_file(), done.stderr
+    return done
 
 
 @pytest.mark.slow
@@ -97,6 +106,23 @@ def test_command(command: str, tmp_path: Path, request: pytest.FixtureRequest) -
     elif words == ["python", "-m", "benchmarks.fidelity"]:
         done = run([sys.executable, *words[1:], "--fast", "--rounds", "1"])
         assert "fidelity=true against fidelity=false" in done.stdout, done.stderr
+    elif words[:3] == ["python", "-m", "sah.train_hash"]:
+        done = train_tiny_networks(tmp_path)
+    elif words[:3] == ["python", "-m", "sah.convert_hash"]:
+        torch.save(published().state_dict(), tmp_path / words[3])
+        done = run([sys.executable, *words[1:3], *(str(tmp_path / word) for word in words[3:])])
+        assert (tmp_path / words[4]).is_file(), done.stderr
+    elif words == ["python", "-m", "benchmarks.hash_recall"]:
+        assert train_tiny_networks(tmp_path).returncode == 0
+        tiny = ["--model", "tiny:llama", "--bits", "8", "--weights", str(tmp_path / "hash.safetensors")]
+        done = run([sys.executable, *words[1:], *tiny, "--length", "512", "--examples", "1"])
+        assert "random" in done.stdout, done.stderr
+    elif words == ["python", "-m", "benchmarks.prefill"]:
+        done = run([sys.executable, *words[1:], "--lengths", "300", "--models", "smollm2", "--repeats", "1"])
+        assert "block_topk" in done.stdout, done.stderr
+    elif words == ["python", "-m", "benchmarks.prefill_model"]:
+        done = run([sys.executable, *words[1:], "--tokens", "300", "--model", "tiny:llama", "--repeats", "1"])
+        assert "block_topk" in done.stdout, done.stderr
     elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
         page = ["--folder", str(tmp_path / "page"), "--output-dir", str(tmp_path / "rows")]
         done = run([sys.executable, *words[1:], "--fast", *page])

@@ -15,17 +15,26 @@ from sah.sparse_attention import (
     DoubleSparsityTopKMaskerConfig,
     EfficientAttention,
     EfficientAttentionConfig,
+    H2OMaskerConfig,
+    HashAttentionTopKMaskerConfig,
     LocalMaskerConfig,
     MagicPigConfig,
+    PQCacheConfig,
     QuestTopKMaskerConfig,
     RandomSamplingMaskerConfig,
     ResearchAttention,
     ResearchAttentionConfig,
     SinkMaskerConfig,
+    SnapKVMaskerConfig,
+    SocketMaskerConfig,
     StreamingLLMMaskerConfig,
     TopKMaskerConfig,
     TopPMaskerConfig,
+    TOVAMaskerConfig,
 )
+from sah.sparse_attention.hash_weights import HashLayer, HeadwiseLinear
+from sah.sparse_attention.key_state import CONTEXT_STATE_KEY
+from sah.sparse_attention.observe import observation_key
 
 Recipe = Callable[[], list[Any]]
 
@@ -89,6 +98,53 @@ RECIPES: dict[str, Recipe] = {
     "double_sparsity-easy": lambda: [DoubleSparsityTopKMaskerConfig(density=0.5, group_factor=2, label_bits=None)],
     "double_sparsity-hard": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=3, group_factor=4, label_bits=6)],
     "double_sparsity-group": lambda: [DoubleSparsityTopKMaskerConfig(density=0.2, group_factor=2, selection="group")],
+    "pqcache-easy": lambda: [PQCacheConfig(density=0.5)],
+    "pqcache-hard": lambda: [PQCacheConfig(heavy_size=3, subvectors=4, bits=3, iterations=2, metric="inner_product")],
+    "pqcache-group": lambda: [PQCacheConfig(density=0.2, bits=5, selection="group")],
+    "sink+local+pqcache-group": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=9),
+        PQCacheConfig(density=0.4, bits=8, selection="group", group_score="max"),
+    ],
+    "hash_attention-easy": lambda: [HashAttentionTopKMaskerConfig(density=0.5, bits=8)],
+    "hash_attention-hard": lambda: [HashAttentionTopKMaskerConfig(heavy_size=3, bits=24)],
+    "hash_attention-group": lambda: [HashAttentionTopKMaskerConfig(density=0.3, selection="group")],
+    "hash_attention-group-max": lambda: [
+        HashAttentionTopKMaskerConfig(heavy_size=7, bits=128, selection="group", group_score="max")
+    ],
+    "sink+local+hash_attention": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=9),
+        HashAttentionTopKMaskerConfig(density=0.4, bits=16, selection="group", group_score="softmax_mean"),
+    ],
+    "socket-easy": lambda: [SocketMaskerConfig(density=0.5, planes=4, tables=20)],
+    "socket-hard": lambda: [SocketMaskerConfig(heavy_size=3, planes=9, tables=3, tau=0.1)],
+    "socket-group": lambda: [SocketMaskerConfig(density=0.2, tables=10, selection="group")],
+    "sink+local+socket-group": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=9),
+        SocketMaskerConfig(density=0.4, planes=5, tables=8, selection="group", group_score="max"),
+    ],
+    "h2o-easy": lambda: [H2OMaskerConfig(density=0.5)],
+    "h2o-hard": lambda: [H2OMaskerConfig(heavy_size=3, recent=1)],
+    "h2o-query_aware": lambda: [H2OMaskerConfig(density=0.2, recent=2, query_aware=True)],
+    "snapkv-easy": lambda: [SnapKVMaskerConfig(density=0.5, window=8, kernel=1)],
+    "snapkv-hard": lambda: [SnapKVMaskerConfig(budget=9, window=4, kernel=3)],
+    "snapkv-query_aware": lambda: [SnapKVMaskerConfig(density=0.2, query_aware=True)],
+    "tova-easy": lambda: [TOVAMaskerConfig(density=0.5)],
+    "tova-hard": lambda: [TOVAMaskerConfig(budget=4)],
+    "tova-query_aware": lambda: [TOVAMaskerConfig(density=0.2, query_aware=True)],
+    "sink+local+h2o": lambda: [
+        SinkMaskerConfig(),
+        LocalMaskerConfig(window_size=5),
+        H2OMaskerConfig(density=0.3, recent=8),
+    ],
+    "topk+tova+local": lambda: [
+        TopKMaskerConfig(heavy_size=3),
+        TOVAMaskerConfig(density=0.3),
+        LocalMaskerConfig(window_size=4),
+    ],
+    "snapkv+topk": lambda: [SnapKVMaskerConfig(budget=6, window=3, kernel=1), TopKMaskerConfig(density=0.3)],
     "sink+local+quest": lambda: [
         SinkMaskerConfig(),
         LocalMaskerConfig(window_size=9),
@@ -156,6 +212,18 @@ DENSE_RECIPES: dict[str, Recipe] = {
     "all:double_sparsity": lambda: [DoubleSparsityTopKMaskerConfig(density=1.0)],
     "all:double_sparsity-above": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=5000)],
     "all:double_sparsity-group": lambda: [DoubleSparsityTopKMaskerConfig(heavy_size=1.0, selection="group")],
+    "all:pqcache": lambda: [PQCacheConfig(density=1.0)],
+    "all:pqcache-group": lambda: [PQCacheConfig(heavy_size=5000, bits=2, metric="inner_product", selection="group")],
+    "all:hash_attention": lambda: [HashAttentionTopKMaskerConfig(density=1.0)],
+    "all:hash_attention-above": lambda: [HashAttentionTopKMaskerConfig(heavy_size=5000, bits=256, selection="group")],
+    "all:socket": lambda: [SocketMaskerConfig(density=1.0)],
+    "all:socket-group": lambda: [SocketMaskerConfig(heavy_size=5000, planes=2, selection="group")],
+    "all:h2o": lambda: [H2OMaskerConfig(density=1.0)],
+    "all:h2o-above": lambda: [H2OMaskerConfig(heavy_size=5000, query_aware=True)],
+    "all:snapkv": lambda: [SnapKVMaskerConfig(density=1.0)],
+    "all:snapkv-above": lambda: [SnapKVMaskerConfig(budget=5000, window=3, query_aware=True)],
+    "all:tova": lambda: [TOVAMaskerConfig(density=1.0)],
+    "all:sink+local+tova": lambda: [SinkMaskerConfig(), LocalMaskerConfig(), TOVAMaskerConfig(density=1.0)],
     "all:random-density": lambda: [RandomSamplingMaskerConfig(density=1.0)],
     "all:random-above": lambda: [RandomSamplingMaskerConfig(sampling_rate=5000)],
     "all:random-size-1.0": lambda: [RandomSamplingMaskerConfig(sampling_rate=1.0)],
@@ -254,8 +322,11 @@ def efficient(masker_configs: list[Any], seed: int = 0) -> EfficientAttention:
     return with_channels(EfficientAttention(EfficientAttentionConfig(masker_configs=masker_configs, seed=seed)))
 
 
-def with_channels(attention: Any, layers: int = 4, kv_heads: int = 2, head_dim: int = 16) -> Any:
-    """Give maskers that need calibrated channels an order of them, another one for every layer and KV head."""
+def with_channels(attention: Any, layers: int = 4, kv_heads: int = 2, head_dim: int = 16, heads: int = 0) -> Any:
+    """Give maskers that need them an order of channels or networks that hash, others for every layer and head.
+
+    The networks of queries are for `heads` heads, or where it is 0 for the KV heads.
+    """
     generator = torch.Generator().manual_seed(3)
     order = {
         layer: torch.stack([torch.randperm(head_dim, generator=generator) for _ in range(kv_heads)])
@@ -264,7 +335,36 @@ def with_channels(attention: Any, layers: int = 4, kv_heads: int = 2, head_dim: 
     for masker in attention.maskers:
         if getattr(masker, "needs_channels", False):
             masker.use_channels(order)
+        if getattr(masker, "needs_hash_weights", False):
+            shape = (heads or kv_heads, kv_heads, head_dim, masker.config.bits)
+            masker.use_hash_weights({layer: hash_layer(*shape, seed=layer) for layer in range(layers)})
     return attention
+
+
+def hash_layer(
+    query_heads: int, key_heads: int, head_dim: int, bits: int, hidden: int = 12, seed: int = 0
+) -> HashLayer:
+    """Random networks of two maps for queries and for keys."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def network(heads: int) -> tuple[HeadwiseLinear, ...]:
+        sizes = ((head_dim, hidden), (hidden, bits))
+        weights = [torch.randn(heads, *size, generator=generator) for size in sizes]
+        return tuple(HeadwiseLinear(w, torch.randn(heads, 1, w.shape[2], generator=generator)) for w in weights)
+
+    return HashLayer(network(query_heads), network(key_heads))
+
+
+def with_observations(attention: Any, keys: torch.Tensor, before: int, meta: dict[Any, Any], layer_idx: int) -> Any:
+    """Put what evicting methods see of a prefill into `meta`: some numbers that count from the context's last key."""
+    observed = {m.observed for m in attention.maskers if hasattr(m, "observed")}
+    if before and observed:
+        numbers = torch.rand(keys.shape[1], 3000, generator=torch.Generator().manual_seed(11 + layer_idx))
+        state = dict(meta.get(CONTEXT_STATE_KEY) or {})
+        for last in observed:
+            state.setdefault(observation_key(last, layer_idx), numbers[:, :before].flip(-1))
+        meta[CONTEXT_STATE_KEY] = state
+    return meta
 
 
 EXECUTIONS = {"research": research, "efficient": efficient}
@@ -274,6 +374,8 @@ def attend(attention: Any, inputs: Inputs, meta: dict[Any, Any] | None = None, *
     """Output (batch, heads, q_len, dim), for easier comparison with other implementations."""
     kwargs.setdefault("layer_idx", 0)
     mask = kwargs.pop("attention_mask", inputs.allowed)
+    before = inputs.keys.shape[2] - inputs.queries.shape[2]
+    meta = with_observations(attention, inputs.keys, before, {} if meta is None else meta, kwargs["layer_idx"])
     output, _ = attention.custom_attention(
         None,
         inputs.queries,
@@ -282,7 +384,7 @@ def attend(attention: Any, inputs: Inputs, meta: dict[Any, Any] | None = None, *
         mask,
         inputs.scaling,
         0.0,
-        {} if meta is None else meta,
+        meta,
         **kwargs,
     )
     return output.transpose(1, 2)
@@ -293,7 +395,9 @@ def inclusion_of(
 ) -> torch.Tensor:
     """Inclusion probabilities (batch, heads, q_len, kv_len) that a recipe gives, 0 for forbidden keys."""
     kwargs.setdefault("layer_idx", 0)
-    mask = attention.build_mask(*inputs.tensors(), inputs.scaling, 0.0, {} if meta is None else meta, **kwargs)
+    before = inputs.keys.shape[2] - inputs.queries.shape[2]
+    meta = with_observations(attention, inputs.keys, before, {} if meta is None else meta, kwargs["layer_idx"])
+    mask = attention.build_mask(*inputs.tensors(), inputs.scaling, 0.0, meta, **kwargs)
     full = (*inputs.queries.shape[:3], inputs.keys.shape[2])
     return (mask.to_dense() * inputs.allowed).expand(full)
 

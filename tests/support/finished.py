@@ -47,7 +47,8 @@ class Work:
             scores: One for each question.
             dense: Those of the dense arm.
             sparse: Further figures of the sparse arm, such as `fidelity`.
-            options: What else the identity holds: `length`, `model`, `metric`; and the `margin` of the comparison.
+            options: What else the identity holds: `length`, `model`, `metric`, `prefill` (a sparse one, as names say
+                it); and the `margin` of the comparison.
         """
         margin = options.pop("margin", MARGIN)
         dense_id = self.dense(dense, **options)
@@ -65,8 +66,10 @@ class Work:
             "sparse": {**summarise(rows), "decode_kv_bytes": 1000.0 * density, **(sparse or {})},
             "comparison": compare(dense_rows, rows, margin),
         }
+        if "prefill" in options:
+            metrics["prefill"] = options["prefill"]
         phases = [f"phases=[{','.join(options['phases'])}]"] if "phases" in options else []
-        self._finish(store, metrics, [f"masker={label}", f"density={density:g}", *phases])
+        self._finish(store, metrics, [f"masker={label}", f"density={density:g}", *phases, *_prefill(options)])
         return store.id
 
     def sweep(self, name: str, ids: Sequence[str], failed: Sequence[tuple[str, str]] = ()) -> Path:
@@ -107,6 +110,8 @@ class Work:
             "generation": {"max_new_tokens": 8},
             "recipe": recipe,
         }
+        if density is not None and "prefill" in options:
+            identity["prefill"] = options["prefill"]
         config = {"model": {"name": options.get("model", "tiny:llama")}}
         store = PointStore(self.root, identity, label, config)
         rows = [
@@ -137,3 +142,9 @@ class Work:
         with store.writer():
             store.write_metrics(metrics)
             store.add_provenance({"overrides": list(overrides), "git": {"commit": "0123456789abcdef", "dirty": False}})
+
+
+def _prefill(options: Mapping[str, Any]) -> list[str]:
+    """Override of a sparse prefill, `block_topk 0.1`."""
+    name, _, density = str(options.get("prefill", "")).partition(" ")
+    return [f"prefill={name}", f"prefill.density={density}"] if name else []

@@ -68,9 +68,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sah.runners",
         "sah.tracking",
     },
-    "sah.cli": {"sah.adapters", "sah.console", "sah.data", "sah.plan", "sah.report", "sah.run", "sah.terminal"},
+    "sah.cli": {
+        "sah.adapters",
+        "sah.console",
+        "sah.convert_hash",
+        "sah.data",
+        "sah.plan",
+        "sah.report",
+        "sah.run",
+        "sah.terminal",
+        "sah.train_hash",
+    },
     "sah.run": {"sah.config", "sah.console", "sah.runners"},
     "sah.plan": {"sah.run", "sah.runners"},
+    "sah.convert_hash": {"sah.adapters", "sah.console"},
+    "sah.train_hash": {"sah.adapters", "sah.config", "sah.console", "sah.sparse_attention"},
 }
 """Room to the rooms it may import, besides itself and the foundation. A new room is entered here."""
 

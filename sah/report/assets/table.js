@@ -44,7 +44,7 @@
   };
 
   const first = (cell) => (Array.isArray(cell) ? cell[0] : cell);
-  const isText = (column) => ["name", "verdict", "sparse_in"].includes(column.key);
+  const isText = (column) => ["name", "verdict", "sparse_in", "prefill"].includes(column.key);
 
   // What was not measured comes last, whatever the direction.
   const compare = (a, b, sign) => {

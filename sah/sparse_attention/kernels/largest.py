@@ -33,6 +33,32 @@ def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     return scores.gather(-1, indices), indices
 
 
+def earliest(scores: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the largest scores of every row, as many as each row wants, of equal scores the earlier ones.
+
+    Args:
+        scores: (..., n), floating point without NaN.
+        count: How many, int64, (...), 0 to n.
+
+    Returns:
+        Their places, (..., longest), int64, where longest is the largest count; and boolean, which of them are used.
+    """
+    longest = int(count.max())
+    used = torch.arange(longest, device=scores.device) < count.unsqueeze(-1)
+    if scores.device.type != "cpu" or scores.requires_grad:
+        return scores.argsort(dim=-1, descending=True, stable=True)[..., :longest], used
+    places = torch.zeros(*scores.shape[:-1], longest, dtype=torch.int64)
+    rows = zip(scores.flatten(0, -2).numpy(), count.flatten().tolist(), places.flatten(0, -2).numpy(), strict=True)
+    for row, wanted, found in rows:
+        if wanted == 0:
+            continue
+        least = np.partition(row, len(row) - wanted)[len(row) - wanted]
+        above = np.flatnonzero(row > least)
+        found[: len(above)] = above
+        found[len(above) : wanted] = np.flatnonzero(row == least)[: wanted - len(above)]
+    return places, used
+
+
 def ascending(scores: torch.Tensor) -> torch.Tensor:
     """Sort the scores of every row, smallest first. Plain twin: `torch.sort`, which on a CPU is many times slower.
 

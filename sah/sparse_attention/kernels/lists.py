@@ -31,6 +31,7 @@ class _Part:
 
     logits: torch.Tensor | None
     run: int
+    states: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def attend_lists(
@@ -101,9 +102,9 @@ class _Tile:
             if part.logits is not None:
                 logits = part.logits
             elif part.indices.shape[2] == 1:
-                logits = few_by_many(query, self._gathered(self.keys, part).squeeze(2))
+                logits = few_by_many(query, self._rows(0, part).squeeze(2))
             else:
-                logits = torch.einsum("bghd,bghnd->bghn", query, self._gathered(self.keys, part))
+                logits = torch.einsum("bghd,bghnd->bghn", query, self._rows(0, part))
             logits = cap_logits(logits, softcap)
             pieces.append(logits if part.surprise is None else logits + part.surprise)
         return pieces
@@ -119,12 +120,15 @@ class _Tile:
             length = part.indices.shape[-1] * part.run
             mine = weights[..., place : place + length]
             place += length
-            rows = self._gathered(self.values, part)
+            rows = self._rows(1, part)
             total += mine @ rows.squeeze(2) if rows.shape[2] == 1 else (mine.unsqueeze(3) @ rows).squeeze(3)
         return total
 
-    def _gathered(self, states: torch.Tensor, part: _Part) -> torch.Tensor:
-        """Read a part's rows, (rows, kv_heads, lists, n, dim) in float32."""
+    def _rows(self, which: int, part: _Part) -> torch.Tensor:
+        """Read the keys (0) or values (1) of a part, (rows, kv_heads, lists, n, dim) in float32."""
+        if part.states is not None:
+            return self._float(part.states[which]).unsqueeze(2)
+        states = (self.keys, self.values)[which]
         lists = part.indices.shape[2]
         rows = gather_rows(states, part.indices.flatten(1, 2), part.run, workspace=self.workspace)
         return self._float(rows).view(*states.shape[:2], lists, -1, states.shape[-1])
@@ -148,7 +152,8 @@ def _grouped(part: KeyLists, batch: int, kv_heads: int, group: int) -> _Part:
     indices = shaped(part.indices, rows)
     if indices is None:
         raise ValueError("a list of keys has no indices")
-    return _Part(indices, _surprise(shaped(part.probabilities, rows)), shaped(part.logits, group), part.run)
+    surprise = _surprise(shaped(part.probabilities, rows))
+    return _Part(indices, surprise, shaped(part.logits, group), part.run, part.states)
 
 
 def _surprise(probabilities: torch.Tensor | None) -> torch.Tensor | None:
@@ -159,13 +164,15 @@ def _surprise(probabilities: torch.Tensor | None) -> torch.Tensor | None:
 
 def _slice(part: _Part, rows: slice, chosen: slice) -> _Part:
     cut = [None if t is None else t[rows, chosen] for t in (part.surprise, part.logits)]
-    return _Part(part.indices[rows, chosen], cut[0], cut[1], part.run)
+    states = None if part.states is None else (part.states[0][rows, chosen], part.states[1][rows, chosen])
+    return _Part(part.indices[rows, chosen], cut[0], cut[1], part.run, states)
 
 
 def _tiles(keys: torch.Tensor, spans: Spans, parts: list[_Part]) -> list[tuple[slice, slice]]:
     """Cut the batch and the KV heads into pieces whose gathered keys fit a tile."""
     batch, kv_heads, _, dim = keys.shape
-    gathered = sum(part.indices.shape[2] * part.indices.shape[3] * part.run for part in parts)
+    read = [part for part in parts if part.states is None or part.states[0].dtype != torch.float32]
+    gathered = sum(part.indices.shape[2] * part.indices.shape[3] * part.run for part in read)
     if keys.dtype != torch.float32:
         gathered += sum(b - a for a, b in spans)
     size = gathered * dim * 4

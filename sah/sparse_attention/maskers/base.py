@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from sah.config.lookup import named
 from sah.sparse_attention.budget import keys_to_add
-from sah.sparse_attention.config import MaskedAttentionConfig
 from sah.sparse_attention.ends import add_ends
 from sah.sparse_attention.grouping import any_of_group, combine_heads, keeps_by_group
-from sah.sparse_attention.kernels.largest import largest, strongest
+from sah.sparse_attention.kernels.largest import earliest, largest, strongest
 from sah.sparse_attention.key_lists import KeyLists, to_heads
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.masker_config import GROUP, MaskerConfig, ScoredMaskerConfig, SelectiveMaskerConfig
@@ -219,6 +217,9 @@ class KeyScoreMasker(TopKMasker):
     gives_logits = False
     """Whether the scores are the attention logits themselves."""
 
+    earlier_first = False
+    """Whether the fast form, too, takes the earlier key: for scores of few values, of which many are equal."""
+
     @abstractmethod
     def scores(
         self,
@@ -252,6 +253,23 @@ class KeyScoreMasker(TopKMasker):
     ) -> torch.Tensor:
         """Score as `scores` does, with whatever state makes it faster. Same arguments and result; plain by default."""
         return self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
+
+    def group_scores(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        attention_mask: torch.Tensor,
+        scaling: float,
+        sparse_meta_data: dict[Any, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Score as `fast_scores` does, for every KV head as `group_score` says: (batch, kv_heads, q_len, kv_len)."""
+        kv_heads, how = keys.shape[1], self.config.group_score
+        if how == "mean" and self.is_linear:
+            means = queries.float().view(len(queries), kv_heads, -1, *queries.shape[2:]).mean(2)
+            return self.fast_scores(means, keys, scaling, sparse_meta_data, **kwargs)
+        scores = self.fast_scores(queries, keys, scaling, sparse_meta_data, **kwargs)
+        return combine_heads(scores, kv_heads, how, attention_mask)
 
     def add_mask(
         self,
@@ -293,22 +311,18 @@ class KeyScoreMasker(TopKMasker):
         if self.by_group:
             previous_mask = self.as_lists_of_lanes(previous_mask, keys)
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
-        kv_heads = keys.shape[1]
         if previous_mask.is_full or not self.can_extend(previous_mask, attention_mask, keys):
             return self.add_mask(*arguments, **kwargs)
         add, fills = self.wanted(previous_mask, attention_mask, keys)
         if fills:
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
-        if self.by_group and self.config.group_score == "mean" and self.is_linear:
-            batch, heads, q_len, head_dim = queries.shape
-            means = queries.float().view(batch, kv_heads, heads // kv_heads, q_len, head_dim).mean(2)
-            scores = self.fast_scores(means, keys, scaling, sparse_meta_data, **kwargs)
+        if self.by_group:
+            scores = self.group_scores(queries, keys, attention_mask, scaling, sparse_meta_data, **kwargs)
         else:
             scores = self.fast_scores(queries, keys, scaling, sparse_meta_data, **kwargs)
-            if self.by_group:
-                scores = combine_heads(scores, kv_heads, self.config.group_score, attention_mask)
         hide_kept(scores, attention_mask, previous_mask)
-        return extend_by_best(previous_mask, scores, add, are_logits=self.gives_logits and not self.by_group)
+        are_logits = self.gives_logits and not self.by_group
+        return extend_by_best(previous_mask, scores, add, are_logits=are_logits, earlier_first=self.earlier_first)
 
 
 class SamplingMasker(ResearchMasker):
@@ -397,7 +411,9 @@ def hide_kept(scores: torch.Tensor, allowed: torch.Tensor, previous: Mask) -> No
         scores.scatter_reduce_(-1, indices, hide, reduce="amin")
 
 
-def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, are_logits: bool = False) -> Mask:
+def extend_by_best(
+    previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, are_logits: bool = False, earlier_first: bool = False
+) -> Mask:
     """Extend a mask by the keys with the largest residual scores.
 
     Args:
@@ -405,6 +421,7 @@ def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, a
         scores: (batch, lists, q_len, kv_len), minus infinity for keys that may not be chosen.
         add: Keys to choose, int64, broadcastable to (batch, lists, q_len); never more than may be chosen.
         are_logits: Whether the scores are the attention logits, which attention then need not compute again.
+        earlier_first: Whether of equal scores the earlier key must be chosen; any otherwise. Not for logits.
 
     Returns:
         The extended mask; as lists unless the previous one was dense.
@@ -413,27 +430,15 @@ def extend_by_best(previous: Mask, scores: torch.Tensor, add: torch.Tensor, *, a
     if longest == 0:
         return previous
     # Where a row adds fewer than the longest one, its weakest keys are dropped again.
+    add = add.expand(scores.shape[:-1])
+    ragged = int(add.min()) < longest
+    if earlier_first:
+        indices, used = earliest(scores, add)
+        return previous.extend(KeyLists(indices, used.float() if ragged else None))
     values, indices = largest(scores, longest)
-    add = add.expand(indices.shape[:-1])
     probabilities: torch.Tensor | None = None
-    if int(add.min()) < longest:
+    if ragged:
         probabilities = strongest(values, add).float()
         if are_logits:
             values = values.masked_fill(probabilities == 0, 0.0)
     return previous.extend(KeyLists(indices, probabilities, values if are_logits else None))
-
-
-def build_maskers(config: MaskedAttentionConfig) -> list[ResearchMasker]:
-    """Build the maskers of a recipe in its order.
-
-    Args:
-        config: The recipe.
-
-    Returns:
-        One masker a step; two of one class have different keys.
-    """
-    maskers: list[ResearchMasker] = []
-    for position, masker_config in enumerate(config.masker_configs):
-        masker_class: type[ResearchMasker] = named(masker_config.masker)
-        maskers.append(masker_class(masker_config, key=f"{position}.{masker_config.name}", seed=config.seed))
-    return maskers

@@ -20,6 +20,11 @@ class LocalMaskerConfig(MaskerConfig):
     window_size: int | float = 64
     """Keys to keep, the query's own included: an int is a number of keys, a float a share of the allowed ones."""
 
+    @property
+    def evicts(self) -> bool:
+        """Whether a key that is not kept is never kept again."""
+        return True
+
     def validate(self) -> None:
         """Check the size.
 

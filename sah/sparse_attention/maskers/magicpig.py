@@ -36,7 +36,7 @@ import torch
 from sah.sparse_attention.kernels.gather import gather_rows
 from sah.sparse_attention.kernels.scores import group_size
 from sah.sparse_attention.key_lists import KeyLists
-from sah.sparse_attention.key_state import CONTEXT_LENGTH_KEY, CONTEXT_STATE_KEY, KeyStateMasker
+from sah.sparse_attention.key_state import KeyStateMasker
 from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import SamplingMasker, hide_kept
 from sah.sparse_attention.maskers.magicpig_config import MagicPigConfig
@@ -85,7 +85,7 @@ class MagicPig(KeyStateMasker, SamplingMasker):
     ) -> Mask:
         """Add the colliding keys, hashing all keys anew; see `ResearchMasker.add_mask`."""
         layer_idx = kwargs["layer_idx"]
-        context = self._context_length(keys.shape[2] - queries.shape[2], sparse_meta_data, layer_idx)
+        context = self.context_length(keys.shape[2] - queries.shape[2], sparse_meta_data, layer_idx)
         if previous_mask.is_full:
             return previous_mask
         readable = attention_mask[..., :context].any(dim=2).any(dim=1)
@@ -109,7 +109,7 @@ class MagicPig(KeyStateMasker, SamplingMasker):
         """Add the colliding keys by the signatures held, as lists where one query may read all; twin: `add_mask`."""
         arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
         layer_idx, (q_len, kv_len) = kwargs["layer_idx"], previous_mask.shape[2:]
-        context = self._context_length(kv_len - q_len, sparse_meta_data, layer_idx)
+        context = self.context_length(kv_len - q_len, sparse_meta_data, layer_idx)
         if previous_mask.is_full:
             return previous_mask
         if not bool(attention_mask[..., :context].all()):
@@ -205,27 +205,6 @@ class MagicPig(KeyStateMasker, SamplingMasker):
                 rows = keys[:, head].double().masked_fill(~readable.unsqueeze(-1), 0.0)
                 mean[:, head] = rows.sum(1, keepdim=True) / count
         return mean
-
-    def _context_length(self, before: int, sparse_meta_data: dict[Any, Any], layer_idx: int) -> int:
-        """Return how many of the keys are the context; where nobody says it, those before the question's first call.
-
-        Args:
-            before: Keys before the queries at hand.
-            sparse_meta_data: State of the question; a number found out here is kept in it.
-            layer_idx: The layer.
-        """
-        if CONTEXT_LENGTH_KEY in sparse_meta_data:
-            return int(sparse_meta_data[CONTEXT_LENGTH_KEY])
-        prepared = (sparse_meta_data.get(CONTEXT_STATE_KEY) or {}).get((self.state_identity(), layer_idx))
-        if prepared is not None:
-            return int(prepared.units.shape[2])
-        states = sparse_meta_data.setdefault(layer_idx, {})
-        name = f"{self.key}.context"
-        if states.setdefault(name, before) > before:
-            # The sequence was cut back into its context: another mean, and signatures by it.
-            states[name] = before
-            states.pop(self.key, None)
-        return int(states[name])
 
     def _chance(self, cosines: torch.Tensor) -> torch.Tensor:
         """Return inclusion probabilities by the cosines (float64) of the angles, float32, never 0."""

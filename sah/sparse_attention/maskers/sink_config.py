@@ -20,6 +20,11 @@ class SinkMaskerConfig(MaskerConfig):
     sink_size: int | float = 4
     """Keys to keep: an int is a number of keys, a float a share of the allowed ones. The paper uses 4."""
 
+    @property
+    def evicts(self) -> bool:
+        """Whether a key that is not kept is never kept again: sinks that are a share grow with the sequence."""
+        return isinstance(self.sink_size, int)
+
     def validate(self) -> None:
         """Check the size.
 

@@ -23,6 +23,11 @@ class StreamingLLMMaskerConfig(BudgetedMaskerConfig):
     window_size: int | float | None = None
     """Recent keys to keep; None gives the window what the density leaves beside the sinks."""
 
+    @property
+    def evicts(self) -> bool:
+        """Whether a key that is not kept is never kept again: sinks that are a share grow with the sequence."""
+        return isinstance(self.sink_size, int)
+
     def validate(self) -> None:
         """Check both sizes.
 

@@ -9,6 +9,7 @@ import torch
 
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
+from sah.adapters.prefill import run_context
 from sah.sparse_attention import LocalMaskerConfig, ResearchAttentionConfig
 from tests.support.models import (
     CONTEXT,
@@ -190,7 +191,7 @@ def test_a_question_chunk_equals_token_by_token(family: str, execution: str) -> 
     results = []
     for steps in ([(split, len(ids))], [(i, i + 1) for i in range(split, len(ids))]):
         past = new_cache(own.model.config)
-        own._prefill_ids(ids[:split], past)
+        run_context(own, ids[:split], past)
         logits = []
         with torch.no_grad(), own.enable_sparse_mode():
             for a, b in steps:

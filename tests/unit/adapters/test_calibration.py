@@ -247,7 +247,7 @@ def test_the_model_stays_as_it_was(fails: bool, monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         logits = own.model(input_ids=ids).logits
     if fails:
-        monkeypatch.setattr("sah.adapters.magnitudes.masked_attention", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("sah.adapters.reading.masked_attention", lambda *_, **__: 1 / 0)
     with other.enable_sparse_mode():
         names = registered()
         implementations = switch.implementations(own.model)

@@ -30,6 +30,7 @@ from sah.adapters.context_files import ContextFiles
 from sah.adapters.context_format import layer_forms, write_context
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
+from sah.adapters.prefill import run_context
 from sah.errors import DataError
 from tests.support.models import (
     CONTEXT,
@@ -634,7 +635,7 @@ def test_layers_of_another_kind_are_not_kept(tmp_path: Path, caplog: pytest.LogC
     own = dense_adapter()
     cache = own.prefill(CONTEXT)
     plain = DynamicCache(config=own.model.config)
-    own._prefill_ids(cache.prompt.ids, plain)
+    run_context(own, cache.prompt.ids, plain)
     caplog.set_level(logging.INFO)
     files = opened(tmp_path)
     for _ in range(2):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sah.adapters.context_cache import ContextCache, ContextStore, ids_digest
 from sah.sparse_attention import EfficientAttentionConfig, MagicPigConfig
+from sah.sparse_attention.prefill.a_shape_config import AShapeConfig
 from tests.support.models import CONTEXT, QUESTIONS, adapter, dense_adapter
 
 CONTEXTS = [f"{CONTEXT} Variation {i} of them." for i in range(4)]
@@ -73,6 +74,18 @@ def test_the_first_contexts_that_fit_are_kept() -> None:
         assert store.nbytes() <= store.capacity_bytes
     assert prefilled.count(CONTEXTS[0]) == 1
     assert len(prefilled) < 3 * len(CONTEXTS)
+
+
+def test_contexts_are_kept_by_prefill_and_all_count() -> None:
+    prefill, size = dense_adapter().prefill, dense_adapter().prefill(CONTEXTS[0]).nbytes()
+    store, patterns = ContextStore(int(2.5 * size)), (None, AShapeConfig(density=0.2), AShapeConfig(density=0.3))
+    for pattern in patterns:
+        assert not store.get("g", CONTEXTS[0], prefill, pattern)[1]
+    for pattern in patterns[:2]:
+        cache, reused = store.get("g", CONTEXTS[0], prefill, pattern)
+        assert reused and cache.prefill == pattern and store.holds("g", CONTEXTS[0], pattern)
+    assert not store.holds("g", CONTEXTS[0], patterns[2]), "the first that fit are kept"
+    assert store.nbytes() <= store.capacity_bytes
 
 
 def test_another_group_makes_room() -> None:

@@ -16,6 +16,7 @@ from sah.adapters.huggingface import ModelAdapterHF
 from sah.errors import DataError, ModelError
 from sah.sparse_attention import CausalMaskerConfig, EfficientAttentionConfig, TopKMaskerConfig
 from sah.sparse_attention.efficient import EfficientAttention
+from sah.sparse_attention.prefill.a_shape_config import AShapeConfig
 from sah.sparse_attention.statistics import AttentionStatistics
 from tests.support.attention import RECIPES
 from tests.support.models import CONTEXT, QUESTIONS, dense_adapter
@@ -68,6 +69,7 @@ def assert_is(outcome: Forced, expected: dict[str, float], tolerance: float = 2e
         assert getattr(outcome, name) == pytest.approx(value, abs=tolerance), name
 
 
+@pytest.mark.usefixtures("random_networks")
 @pytest.mark.parametrize("phases", [["question", "decode"], ["decode"]], ids="+".join)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_batch_finds_what_token_by_token_finds(
@@ -180,6 +182,27 @@ def break_head(monkeypatch: pytest.MonkeyPatch, layer: int, head: int, from_key:
 
     monkeypatch.setattr(EfficientAttention, "_attend_rows", rows)
     monkeypatch.setattr(EfficientAttention, "attend", alone)
+
+
+def test_a_sparse_prefill_is_compared_with_dense_attention_over_the_dense_one(
+    dense: ModelAdapterHF, cache: ContextCache
+) -> None:
+    own = dense.prefill(CONTEXT, AShapeConfig(sink_size=4, window_size=8))
+    lanes = [
+        lane(sparse(dense, [TopKMaskerConfig(heavy_size=9)]), own),
+        lane(dense, own),
+        lane(dense, own, 1, TEXT[:3]),
+    ]
+    outcomes: dict[int, Any] = dict(force_lanes(dense, own, lanes, PLENTY, cache))
+    for number, given in enumerate(lanes):
+        p = force_alone(dense, cache, replace(given, adapter=dense))[0].double().log_softmax(-1)
+        q = force_alone(given.adapter, own, given)[0].double().log_softmax(-1)
+        outcome = outcomes[number]
+        assert outcome.kl == pytest.approx(float((p.exp() * (p - q)).sum()) / len(given.token_ids), abs=2e-4)
+        assert outcome.kl > 1e-3
+        ids = torch.tensor(given.token_ids)[:, None]
+        assert outcome.dense_log_likelihood == pytest.approx(float(p.gather(-1, ids).sum()), abs=2e-4)
+        assert outcome.log_likelihood == pytest.approx(float(q.gather(-1, ids).sum()), abs=2e-4)
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -10,6 +10,7 @@ from sah.sparse_attention import EfficientAttentionConfig, TopKMaskerConfig, Top
 from sah.sparse_attention.key_state import ContextPart
 from sah.sparse_attention.maskers.double_sparsity_config import DoubleSparsityTopKMaskerConfig
 from sah.sparse_attention.maskers.magicpig_config import MagicPigConfig
+from sah.sparse_attention.maskers.pqcache_config import PQCacheConfig
 from sah.sparse_attention.maskers.quest_config import QuestTopKMaskerConfig
 from tests.support.models import CONTEXT, QUESTIONS, dense_adapter
 
@@ -42,8 +43,9 @@ def test_layers_with_a_window_are_left_out() -> None:
         DoubleSparsityTopKMaskerConfig(density=0.5, group_factor=4, label_bits=None),
         MagicPigConfig(lsh_l=12, lsh_k=4, min_matches=1),
         MagicPigConfig(lsh_l=6, lsh_k=20, min_matches=1),
+        PQCacheConfig(density=0.5, bits=8),
     ],
-    ids=["quest", "double_sparsity", "magicpig", "magicpig with wide signatures"],
+    ids=["quest", "double_sparsity", "magicpig", "magicpig with wide signatures", "pqcache"],
 )
 def test_what_is_read_to_choose_is_the_state_of_the_context(config) -> None:
     adapter = dense_adapter().with_sparse_attention(EfficientAttentionConfig(masker_configs=[config]))

@@ -13,6 +13,7 @@ import transformers
 
 from sah.adapters.huggingface import ModelAdapterHF
 from sah.adapters.kv_cache import new_cache
+from sah.adapters.prefill import run_context
 from sah.errors import ModelError
 from tests.support.models import (
     CONTEXT,
@@ -70,7 +71,7 @@ def teacher_forced(own: ModelAdapterHF, recipe_on: bool) -> torch.Tensor:
     """Logits of a dense context, then a chunk and single tokens in the adapter's own attention."""
     ids = own.prompts.prompt_ids(CONTEXT, QUESTIONS[0])
     past, logits = new_cache(own.model.config), []
-    own._prefill_ids(ids[:60], past)
+    run_context(own, ids[:60], past)
     mode = own.enable_sparse_mode() if recipe_on else own.enable_dense_mode()
     with torch.no_grad(), mode:
         for a, b in [(60, 90), (90, 91), (91, 92), (92, 93)]:

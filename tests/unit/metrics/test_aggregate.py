@@ -37,7 +37,15 @@ def test_measures_are_means_of_what_was_measured() -> None:
     }
     second: dict[str, Any] = {"density_measured": 0.3, "state_seconds": 0.0, "density_by_phase": {"question": 0.3}}
     rows = [
-        _row("a", prefill_seconds=4.0, prefill_reused=False, decode_seconds=1.0, decode_steps=9, **first),
+        _row(
+            "a",
+            prefill_seconds=4.0,
+            prefill_density=0.3,
+            prefill_reused=False,
+            decode_seconds=1.0,
+            decode_steps=9,
+            **first,
+        ),
         _row("a", 1, prefill_seconds=0.0, prefill_reused=True, decode_seconds=0.2, decode_steps=1, **second),
         _row("b", decode_seconds=None, decode_steps=3),
         _row("c", decode_seconds=0.0, decode_steps=0),
@@ -48,7 +56,7 @@ def test_measures_are_means_of_what_was_measured() -> None:
     assert summary["measures"]["question_seconds"] is None
     assert summary["measures"]["state_seconds"] == 0.25
     assert summary["density_by_phase"] == {"question": pytest.approx(0.2), "decode": None}
-    assert summary["prefill"] == {"seconds": 4.0, "cpu_seconds": None, "count": 1, "reused": 1}
+    assert summary["prefill"] == {"density": 0.3, "seconds": 4.0, "cpu_seconds": None, "count": 1, "reused": 1}
     assert summary["decode_ms_per_token"] == pytest.approx(120.0)
     assert summary["decode_cpu_ms_per_token"] is None
     assert summary["scores"] == {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sah.metrics.kv_bytes import decode_kv_bytes
+from sah.metrics.kv_bytes import decode_kv_bytes, held_kv_bytes
 from sah.results.rows import PredictionRow
 
 
@@ -56,3 +56,10 @@ def test_rows_that_say_nothing_are_left_out():
     silent = [row(steps=0), row(status="model_failed", kv_len=None), row(kv_len=None)]
     assert decode_kv_bytes([row(), *silent], 8) == decode_kv_bytes([row()], 8)
     assert decode_kv_bytes(silent, 8) is None
+
+
+def test_a_cache_holds_everything_unless_the_method_evicts() -> None:
+    whole = held_kv_bytes([row(context=100, question=10, steps=5, kept=0.25)], 64, evicts=False)
+    assert whole == 115 * 64
+    assert held_kv_bytes([row(context=100, question=10, steps=5, kept=0.25)], 64, evicts=True) == whole / 4
+    assert held_kv_bytes([row(steps=0)], 64, evicts=True) is None

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from sah.report.curves import method_labels, prefill_bars, prefill_curves
 from sah.report.load import ReportData, load_report
 from sah.report.page import write_report
+from sah.report.plots import group_plots
 from sah.report.story import Block, Heading, Items, Table, make_story
+from sah.report.table import markdown_table
 from tests.support.finished import METRIC, Work
 
 PHASES = (["question", "decode"], ["decode"])
@@ -85,3 +88,29 @@ def test_scores_by_task_are_those_of_one_setting_on_one_data_set(tmp_path: Path)
                 assert cells[title, name] == f"{stored['mean']:.3f} [{stored['low']:.2f}, {stored['high']:.2f}]"
     decode = {title: cells[title, "topk 0.1 in decode"][:5] for title in titles}
     assert sorted(decode.values()) == ["0.667", "0.833"]
+
+
+def test_a_sparse_prefill_is_part_of_names(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    times = {"prefill": {"density": 0.25, "seconds": 2.0, "cpu_seconds": 2.0, "count": 6, "reused": 0}}
+    ids = [work.sparse("topk", 0.1, DENSE, DENSE)]
+    ids += [work.sparse("topk", 0.1, DENSE, DENSE, times, prefill=f"block_topk {share}") for share in ("0.1", "0.2")]
+    data = load_report(work.sweep("one", ids))
+    names = ["topk 0.1", "topk 0.1 + prefill block_topk 0.1", "topk 0.1 + prefill block_topk 0.2"]
+    assert [point.name for point in data.points] == names
+    assert [point.label for point in data.points] == ["topk"] * 3
+    assert [point.summary.prefill_density for point in data.points] == [None, 0.25, 0.25]
+    assert method_labels(data.points) == ["topk", *(name.replace("topk 0.1 ", "topk ", 1) for name in names[1:])]
+    (curve,) = prefill_curves(data.points)
+    assert curve.label == "topk 0.1 + prefill block_topk" and [dot.x for dot in curve.points] == [0.25, 0.25]
+    assert [(bar.name, dict(bar.parts)) for bar in prefill_bars(data.points)] == [
+        (name.removeprefix("topk 0.1 + prefill "), {"prefill": 2000.0}) for name in names[1:]
+    ]
+    assert {plot.slug for plot in group_plots(data.points)} >= {"prefill-density", "time-prefill"}
+    assert not {"prefill-density", "time-prefill"} & {plot.slug for plot in group_plots(data.points[:1])}
+    table = markdown_table([point.summary for point in data.points])
+    assert "| prefill density |" in table
+    assert "| topk + prefill block_topk 0.2 | prefill+question+decode |" in table
+    assert "prefill" not in data.points[0].summary.name and "prefill density" not in markdown_table(
+        [data.points[0].summary]
+    )

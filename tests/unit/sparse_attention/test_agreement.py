@@ -96,7 +96,7 @@ def test_both_executions_agree_on_thousands_of_decode_steps() -> None:
             for inputs in decode(first, length, rows, shared, seed=number):
                 if shared and CONTEXT_STATE_KEY not in metas[0]:
                     state: dict[Any, Any] = {}
-                    pair.efficient.prepare_context(state, 0, inputs.keys[:1, :, :first])
+                    pair.efficient.prepare_context(state, 0, inputs.keys[:1, :, :first], inputs.values[:1, :, :first])
                     for meta in metas:
                         meta[CONTEXT_STATE_KEY] = MappingProxyType(state)
                 try:

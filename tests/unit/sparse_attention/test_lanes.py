@@ -38,7 +38,17 @@ from sah.sparse_attention.maskers.base import FixedMasker
 from sah.sparse_attention.randomness import LANES_KEY
 from sah.sparse_attention.shared import SharedStates
 from sah.sparse_attention.statistics import STATISTICS_KEY, AttentionStatistics
-from tests.support.attention import BF16, DENSE_RECIPES, F32, RECIPES, Recipe, assert_near, efficient, with_channels
+from tests.support.attention import (
+    BF16,
+    DENSE_RECIPES,
+    F32,
+    RECIPES,
+    Recipe,
+    assert_near,
+    efficient,
+    with_channels,
+    with_observations,
+)
 
 MORE: dict[str, Recipe] = {
     "topk-group+sink+quest-group": lambda: [
@@ -142,7 +152,11 @@ class Lanes:
     def states(self, attention: Any, layer_idx: int = 0) -> LaneStates:
         """New state of all lanes over the context."""
         context_state: dict[Any, Any] = {}
-        attention.prepare_context(context_state, layer_idx, self.context[0])
+        attention.prepare_context(context_state, layer_idx, *self.context)
+        given = {CONTEXT_STATE_KEY: context_state}
+        context_state = with_observations(attention, self.context[0], self.case.context, given, layer_idx)[
+            CONTEXT_STATE_KEY
+        ]
         return LaneStates(
             [
                 {
@@ -181,7 +195,7 @@ class Lanes:
 def built(recipe: str, case: Case) -> EfficientAttention:
     """The efficient execution of a recipe for the shape of a case."""
     attention = efficient({**EVERY, **DENSE_RECIPES}[recipe]())
-    return with_channels(attention, kv_heads=case.kv_heads, head_dim=case.head_dim)
+    return with_channels(attention, kv_heads=case.kv_heads, head_dim=case.head_dim, heads=case.heads)
 
 
 def outputs(attention: Any, case: Case, *, plain: bool, **passed_on: Any) -> tuple[list[torch.Tensor], LaneStates]:

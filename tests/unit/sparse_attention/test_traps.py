@@ -19,6 +19,7 @@ from sah.errors import ConfigError
 from sah.sparse_attention import (
     AdaptiveSamplingMaskerConfig,
     DoubleSparsityTopKMaskerConfig,
+    HashAttentionTopKMaskerConfig,
     LocalMaskerConfig,
     MagicPigConfig,
     QuestTopKMaskerConfig,
@@ -61,6 +62,11 @@ STATEFUL: dict[str, Callable[[], list[Any]]] = {
         DoubleSparsityTopKMaskerConfig(density=0.2, group_factor=4, label_bits=None, selection="group"),
     ],
     "magicpig": lambda: [SinkMaskerConfig(), MagicPigConfig(lsh_l=20, lsh_k=4)],
+    "hash_attention": lambda: [HashAttentionTopKMaskerConfig(heavy_size=9, bits=16)],
+    "hash_attention-group": lambda: [
+        SinkMaskerConfig(),
+        HashAttentionTopKMaskerConfig(density=0.2, bits=24, selection="group"),
+    ],
 }
 stateful = pytest.mark.parametrize("name", STATEFUL)
 ready_or_not = pytest.mark.parametrize("ready", [True, False], ids=["prepared", "own"])
@@ -94,7 +100,7 @@ def prepared(attention: Any, inputs: Inputs, layers: int = 1) -> dict[Any, Any]:
     """A context's state as questions get it: writing to it raises."""
     state: dict[Any, Any] = {}
     for layer in range(layers):
-        attention.prepare_context(state, layer, inputs.keys[:, :, :CONTEXT])
+        attention.prepare_context(state, layer, inputs.keys[:, :, :CONTEXT], inputs.values[:, :, :CONTEXT])
     return {CONTEXT_STATE_KEY: MappingProxyType(state)}
 
 
@@ -193,7 +199,7 @@ def test_layers_shared_one_state(name: str, ready: bool) -> None:
     layers = [sequence(seed) for seed in range(3)]
     state: dict[Any, Any] = {}
     for layer, inputs in enumerate(layers) if ready else ():
-        attention.prepare_context(state, layer, inputs.keys[:, :, :CONTEXT])
+        attention.prepare_context(state, layer, inputs.keys[:, :, :CONTEXT], inputs.values[:, :, :CONTEXT])
     meta = {CONTEXT_STATE_KEY: MappingProxyType(state)}
     for number, calls in enumerate(zip(*(steps(inputs, 120) for inputs in layers), strict=True)):
         for layer, call in enumerate(calls):
@@ -235,6 +241,10 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "double_sparsity, bits": (
         DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=2, label_bits=3),
         DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=2, label_bits=None),
+    ),
+    "hash_attention": (
+        HashAttentionTopKMaskerConfig(heavy_size=9, bits=8),
+        HashAttentionTopKMaskerConfig(heavy_size=9, bits=64, selection="head"),
     ),
     "double_sparsity": (
         DoubleSparsityTopKMaskerConfig(heavy_size=9, group_factor=8),

@@ -96,7 +96,7 @@ def test_own_groups_and_a_file_that_is_no_yaml(sah, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["maskrs"], "There is no kind 'maskrs'. Allowed: models, maskers, datasets, experiments, trackers"),
+        (["maskrs"], "There is no kind 'maskrs'. Allowed: models, maskers, prefills, datasets, experiments, trackers"),
         (["maskrs"], "Did you mean: sah ls maskers?"),
         (["models", "--config-dir", "nowhere"], "--config-dir nowhere is no folder. Give one that holds groups"),
     ],

@@ -1,0 +1,1 @@
+"""Whether the evicting methods keep the keys that kvpress's presses keep."""
