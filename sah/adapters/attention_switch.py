@@ -7,7 +7,7 @@ mode is stored anywhere, and restoring the names restores the model.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,28 +77,30 @@ def implementations(model: torch.nn.Module) -> list[tuple[Any, str]]:
 
 
 @contextmanager
-def switched(loaded: list[tuple[Any, str]], name: str | None) -> Iterator[None]:
+def switched(loaded: list[tuple[Any, str]], name: str | Sequence[str] | None) -> Iterator[None]:
     """Run with another attention implementation; on exit each config gets back exactly what it had on entry.
 
     Args:
         loaded: Configs with the implementation they were loaded with.
-        name: The implementation for all of them, or None for the loaded ones.
+        name: The implementation for all of them, one for each, or None for the loaded ones.
 
     Yields:
         Nothing.
     """
     previous = [config._attn_implementation for config, _ in loaded]
+    if name is None:
+        name = [original for _, original in loaded]
+    chosen = [name] * len(loaded) if isinstance(name, str) else name
     try:
-        for config, original in loaded:
-            assign(config, original if name is None else name)
+        for (config, _), own in zip(loaded, chosen, strict=True):
+            _assign(config, own)
         yield
     finally:
         for (config, _), before in zip(loaded, previous, strict=True):
-            assign(config, before)
+            _assign(config, before)
 
 
-def assign(config: Any, name: str) -> None:
-    """Give one config an attention implementation."""
+def _assign(config: Any, name: str) -> None:
     # A plain string would be copied into every sub-config (a vision tower's, say); the key "" means this one alone.
     config._attn_implementation = {"": name}
 

@@ -18,7 +18,7 @@ How this differs from the authors' calibration (github.com/andy-yang-1/DoubleSpa
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -35,7 +35,7 @@ from sah import fetching
 from sah.adapters.channel_files import UnfitFile, fitting, load_channel_file, read_channels, write_channels
 from sah.adapters.checkpoint import loaded_checkpoint_identity
 from sah.adapters.magnitudes import record_magnitudes
-from sah.sparse_attention.auto import AutoAttention
+from sah.sparse_attention.auto import every_masker
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.channels import (
     CALIBRATION_TOKENS,
@@ -61,11 +61,8 @@ def give_channels(adapter: ModelAdapterHF, sparse_attention: SparseAttention) ->
     Raises:
         ConfigError: If a file is named that cannot be used.
     """
-    executions: list[Any] = [sparse_attention]
-    if isinstance(sparse_attention, AutoAttention):
-        executions = [sparse_attention.research, sparse_attention.efficient]
     orders: dict[str | None, dict[int, torch.Tensor]] = {}
-    for masker in (masker for execution in executions for masker in getattr(execution, "maskers", ())):
+    for masker in every_masker(sparse_attention):
         if not getattr(masker, "needs_channels", False):
             continue
         path = masker.config.channels

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from sah.adapters.kv_cache import cut_back, memory_bytes
+from sah.adapters.prefill import observe_again
 from sah.adapters.prompt import ContextPrompt
 from sah.sparse_attention.key_state import ContextPart
 
@@ -120,8 +121,6 @@ class ContextStore:
         Returns:
             The cache, and whether it was there already, in memory or on disk.
         """
-        from sah.adapters.prefill import observe_again  # which knows contexts
-
         key = _entry_key(group, context, pattern)
         self._drop_states(asked=key)
         if key in self._entries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sah import fetching
 from sah.adapters.calibration import give_channels
@@ -13,7 +13,7 @@ from sah.adapters.hash_files import LayerShape, UnfitWeights, fitting_weights, r
 from sah.adapters.recording import layer_shapes
 from sah.adapters.sources import all_sources
 from sah.errors import ConfigError
-from sah.sparse_attention.auto import AutoAttention
+from sah.sparse_attention.auto import every_masker
 from sah.sparse_attention.base import SparseAttention
 from sah.sparse_attention.hash_identity import HASH_VERSION, WEIGHTS_KEY
 from sah.sparse_attention.hash_weights import HashLayer
@@ -38,11 +38,8 @@ def give_learned(adapter: ModelAdapterHF, sparse_attention: SparseAttention) -> 
             minutes, so it is a command of its own, and the message gives it.
     """
     give_channels(adapter, sparse_attention)
-    executions: list[Any] = [sparse_attention]
-    if isinstance(sparse_attention, AutoAttention):
-        executions = [sparse_attention.research, sparse_attention.efficient]
     found: dict[tuple[str | None, int], dict[int, HashLayer]] = {}
-    for masker in (masker for execution in executions for masker in getattr(execution, "maskers", ())):
+    for masker in every_masker(sparse_attention):
         if not getattr(masker, "needs_hash_weights", False):
             continue
         wanted = (masker.config.weights, masker.config.bits)

@@ -18,7 +18,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sah.adapters import attention_switch as switch
-from sah.adapters.context_cache import ContextCache
 from sah.adapters.kv_cache import cut_back, holds_everything, new_cache
 from sah.errors import ConfigError, ModelError
 from sah.sparse_attention.evicting_rows import mass_of_call
@@ -27,6 +26,7 @@ from sah.sparse_attention.prefill.base import PrefillPattern
 from sah.sparse_attention.times import now
 
 if TYPE_CHECKING:
+    from sah.adapters.context_cache import ContextCache
     from sah.adapters.huggingface import ModelAdapterHF
     from sah.sparse_attention.base import SparseAttention
 
@@ -76,18 +76,14 @@ def watched(
             yield
         return
     record = record or PrefillRecord()
-    names: list[str] = []
-    previous = [config._attn_implementation for config, _ in loaded]
+    names = [switch.unique_name() for _ in loaded]
     try:
-        for config, original in loaded:
-            names.append(switch.unique_name())
-            AttentionInterface.register(names[-1], _function(original, see, pattern, record))
-            AttentionMaskInterface.register(names[-1], ALL_MASK_ATTENTION_FUNCTIONS[original])
-            switch.assign(config, names[-1])
-        yield
+        for name, (_, original) in zip(names, loaded, strict=True):
+            AttentionInterface.register(name, _function(original, see, pattern, record))
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+        with switch.switched(loaded, names):
+            yield
     finally:
-        for (config, _), before in zip(loaded, previous, strict=True):
-            switch.assign(config, before)
         for name in names:
             switch.unregister(name)
 

@@ -91,3 +91,11 @@ class AutoAttention(SparseAttention):
         return chosen.custom_attention(
             module, queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, **kwargs
         )
+
+
+def every_masker(sparse_attention: SparseAttention) -> list[Any]:
+    """List the maskers of all executions that an attention may take, which each have their own; none if it has none."""
+    executions: list[Any] = [sparse_attention]
+    if isinstance(sparse_attention, AutoAttention):
+        executions = [sparse_attention.research, sparse_attention.efficient]
+    return [masker for execution in executions for masker in getattr(execution, "maskers", ())]

@@ -236,7 +236,7 @@ class KeyScoreMasker(TopKMasker):
             keys: (batch, kv_heads, kv_len, head_dim).
             scaling: Factor of the dot products.
             sparse_meta_data: State of the question at hand.
-            **kwargs: `layer_idx`, and what the model passes on.
+            **kwargs: `layer_idx`, `value_states` (batch, kv_heads, kv_len, value_dim), and what the model passes on.
 
         Returns:
             A new tensor (batch, heads, q_len, kv_len), float32; larger is kept first. Forbidden keys may have any
@@ -286,7 +286,7 @@ class KeyScoreMasker(TopKMasker):
         """Add the best of the residual; see `ResearchMasker.add_mask`."""
         if previous_mask.is_full:
             return previous_mask
-        scores = self.scores(queries, keys, scaling, sparse_meta_data, **kwargs)
+        scores = self.scores(queries, keys, scaling, sparse_meta_data, value_states=values, **kwargs)
         kept, allowed = previous_mask.kept(), attention_mask
         if self.by_group:
             scores = combine_heads(scores, keys.shape[1], self.config.group_score, attention_mask)
@@ -316,10 +316,11 @@ class KeyScoreMasker(TopKMasker):
         add, fills = self.wanted(previous_mask, attention_mask, keys)
         if fills:
             return previous_mask.merge(Mask.full(previous_mask.shape, previous_mask.device))
+        more = {**kwargs, "value_states": values}
         if self.by_group:
-            scores = self.group_scores(queries, keys, attention_mask, scaling, sparse_meta_data, **kwargs)
+            scores = self.group_scores(queries, keys, attention_mask, scaling, sparse_meta_data, **more)
         else:
-            scores = self.fast_scores(queries, keys, scaling, sparse_meta_data, **kwargs)
+            scores = self.fast_scores(queries, keys, scaling, sparse_meta_data, **more)
         hide_kept(scores, attention_mask, previous_mask)
         are_logits = self.gives_logits and not self.by_group
         return extend_by_best(previous_mask, scores, add, are_logits=are_logits, earlier_first=self.earlier_first)

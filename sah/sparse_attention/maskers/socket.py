@@ -27,14 +27,10 @@ import torch
 
 from sah.sparse_attention.kernels.lookup import lookup_sums
 from sah.sparse_attention.key_state import KeyStateMasker
-from sah.sparse_attention.mask import Mask
 from sah.sparse_attention.maskers.base import KeyScoreMasker
 from sah.sparse_attention.maskers.socket_config import SocketMaskerConfig
 from sah.sparse_attention.randomness import generator_for
 from sah.sparse_attention.shared import SharedStates, States
-
-VALUES = "value_states"
-"""Keyword under which scores get the values."""
 
 BLOCK_NUMBERS = 1 << 21
 """Projections, or probabilities, computed at once."""
@@ -107,38 +103,6 @@ class SocketMasker(KeyStateMasker, KeyScoreMasker):
                 buckets[..., start : start + step] += sides[:, :, bit].to(kind) << bit
         return buckets.mT
 
-    def add_mask(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        attention_mask: torch.Tensor,
-        scaling: float,
-        dropout: float,
-        sparse_meta_data: dict[Any, Any],
-        previous_mask: Mask,
-        **kwargs: Any,
-    ) -> Mask:
-        """Add the best of the residual, everything computed anew; see `ResearchMasker.add_mask`."""
-        arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
-        return super().add_mask(*arguments, **{**kwargs, VALUES: values})
-
-    def add_indices(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        attention_mask: torch.Tensor,
-        scaling: float,
-        dropout: float,
-        sparse_meta_data: dict[Any, Any],
-        previous_mask: Mask,
-        **kwargs: Any,
-    ) -> Mask:
-        """Add the best of the residual by the state held; plain twin: `add_mask`."""
-        arguments = (queries, keys, values, attention_mask, scaling, dropout, sparse_meta_data, previous_mask)
-        return super().add_indices(*arguments, **{**kwargs, VALUES: values})
-
     @torch.no_grad()
     def scores(
         self,
@@ -165,7 +129,7 @@ class SocketMasker(KeyStateMasker, KeyScoreMasker):
                 signs = torch.where(keys.double() @ plane >= 0, 1.0, -1.0)
                 chance *= torch.sigmoid(sharpness.unsqueeze(-1) * signs.unsqueeze(-2))
             collisions += chance
-        norms = self._norms.derive(kwargs[VALUES], None, kwargs["layer_idx"])
+        norms = self._norms.derive(kwargs["value_states"], None, kwargs["layer_idx"])
         return (collisions.float() * norms.mT).view(batch, heads, q_len, kv_len)
 
     @torch.no_grad()
@@ -215,7 +179,7 @@ class SocketMasker(KeyStateMasker, KeyScoreMasker):
             (batch, kv_heads, rows, kv_len), float32.
         """
         batch, kv_heads, rows, together, _ = queries.shape
-        layer_idx, values = kwargs["layer_idx"], kwargs[VALUES]
+        layer_idx, values = kwargs["layer_idx"], kwargs["value_states"]
         buckets = _held(self, keys, sparse_meta_data, layer_idx)
         norms = _held(self._norms, values, sparse_meta_data, layer_idx)
         scores = torch.empty(batch, kv_heads, rows, keys.shape[2], device=queries.device)

@@ -14,7 +14,7 @@ from sah.errors import ConfigError
 from sah.sparse_attention import SocketMaskerConfig
 from sah.sparse_attention.key_state import CONTEXT_STATE_KEY
 from sah.sparse_attention.maskers import socket as module
-from sah.sparse_attention.maskers.socket import VALUES, SocketMasker
+from sah.sparse_attention.maskers.socket import SocketMasker
 from sah.sparse_attention.randomness import generator_for
 from tests.support.attention import BF16, EXECUTIONS, F32, Inputs, Shape, attend, efficient, inclusion_of, make_inputs
 
@@ -56,7 +56,7 @@ def test_scores_follow_the_definition(shape: Shape, values: dict[str, Any], monk
     inputs, method = make_inputs(shape), masker(**values)
     expected = naive_scores(method, inputs)
     means = expected.unflatten(1, (shape.kv_heads, shape.group)).mean(2)
-    given = {"layer_idx": 0, VALUES: inputs.values}
+    given = {"layer_idx": 0, "value_states": inputs.values}
     plain = method.scores(inputs.queries, inputs.keys, inputs.scaling, {}, **given)
     assert torch.allclose(plain.double(), expected, rtol=1e-4, atol=1e-7)
     for numbers in (module.BLOCK_NUMBERS, 1):
