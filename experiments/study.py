@@ -6,7 +6,8 @@ import argparse
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -32,14 +33,17 @@ class Options:
 
     fast: bool
     overrides: list[str]
+    without: list[str] = field(default_factory=list)
+    """Methods that are left out."""
 
 
-def parse_options(description: str, folder: Path) -> Options:
+def parse_options(description: str, folder: Path, methods: Sequence[str] = ()) -> Options:
     """Read a study's command line.
 
     Args:
         description: One sentence on the study.
         folder: The study's own folder, which holds its page.
+        methods: Names of methods that may be left out; none if the study is made as a whole.
 
     Returns:
         The options.
@@ -49,10 +53,13 @@ def parse_options(description: str, folder: Path) -> Options:
     parser.add_argument("--folder", type=Path, default=folder, help="where the page and figures go")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the rows go")
     parser.add_argument("overrides", nargs="*", help="further overrides, as for python -m sah.run")
+    if methods:
+        what = "a method to leave out; may be given again"
+        parser.add_argument("--without", action="append", default=[], choices=methods, metavar="METHOD", help=what)
     given = parser.parse_args()
     if given.fast and given.folder == folder:
         parser.error("--fast would overwrite the real result: give --folder as well")
-    return Options(given.folder, given.output_dir, given.fast, given.overrides)
+    return Options(given.folder, given.output_dir, given.fast, given.overrides, getattr(given, "without", []))
 
 
 def run_preset(preset: str, options: Options) -> list[tuple[PointSummary, list[str]]]:

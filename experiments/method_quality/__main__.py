@@ -17,12 +17,18 @@ from sah.report.load import ReportPoint
 
 def main() -> None:
     """Run all points in one process, then write the figures and the page's block."""
-    options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent)
-    points = run_points("method_quality", options, {**FIXED, **OTHERS})
+    methods = {**FIXED, **OTHERS}
+    options = parse_options((__doc__ or "").splitlines()[0], Path(__file__).parent, [*methods, *PREFILLS])
+    methods, prefills_wanted = (
+        {name: lines for name, lines in settings.items() if name not in options.without}
+        for settings in (methods, PREFILLS)
+    )
+    points = run_points("method_quality", options, methods)
     draw(points, options.folder, "quality", ["density", "output-error"])
-    prefills = run_points("method_quality", options, PREFILLS)
     page = options.folder / "README.md"
-    result = f"{point_table(points)}\n{bounds(points)}\n{point_table(prefills)}"
+    result = f"{point_table(points)}\n{bounds(points)}"
+    if prefills_wanted:
+        result += f"\n{point_table(run_points('method_quality', options, prefills_wanted))}"
     write_block(page, "result", result)
     print(f"{result}\n\nPage: {page}")
 

@@ -242,3 +242,12 @@ def test_patterns_are_found_and_identify_what_they_compute() -> None:
     assert BlockTopKConfig(**antidiagonal_sums, stride=8).identity() != BlockTopKConfig(**antidiagonal_sums).identity()
     assert "density" in BlockTopKConfig(blocks=4).identity()
     assert BlockTopKConfig(blocks=4).identity()["density"] is None
+
+
+@pytest.mark.parametrize(("block_size", "tokens", "density"), [(64, 512, 0.35), (64, 1000, 0.18), (64, 2000, 0.1),
+                                                               (128, 2000, 0.18), (128, 4000, 0.1)])  # fmt: skip
+def test_short_contexts_read_more_than_they_are_asked_to(block_size: int, tokens: int, density: float) -> None:
+    """The figures of the README and of the method's docstring; they follow from the blocks that are always read."""
+    queries = torch.randn(1, 1, tokens, 8, generator=torch.Generator().manual_seed(0))
+    pattern = BlockTopKPrefill(BlockTopKConfig(density=0.1, block_size=block_size))
+    assert round(pattern.attend(queries, queries, queries, 0.3)[1], 2) == density
