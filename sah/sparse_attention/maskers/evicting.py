@@ -161,19 +161,19 @@ class EvictingMasker(ResearchMasker):
         kept = any_of_group(previous_mask.kept(), kv_heads).expand(batch, -1, q_len, -1)
         states = sparse_meta_data.setdefault(kwargs["layer_idx"], {})
         context = self._context_length(sparse_meta_data, before, kwargs["layer_idx"])
-        kept_state: Any = states.get(self.key)
-        state: _Alive | None = kept_state
-        if isinstance(kept_state, HeldKeys):
-            # Another execution took the calls before: one that gradients or weights are asked of is the plain one.
-            state = None if bool((kept_state.seen != before).any()) else _Alive.of_held(kept_state, before)
-        begins = state is None or state.alive.shape[2] > before
+        held: Any = states.get(self.key)
+        if isinstance(held, HeldKeys):
+            # The fast form took the calls before; this one wants gradients or weights, or has padding.
+            held = None if bool((held.seen != before).any()) else _Alive.of_held(held, before)
+        state: _Alive | None = held
         start: Start | None = None
-        if state is None or begins:
+        if state is None or state.alive.shape[2] > before:
             start = self._start(queries, keys, attention_mask, scaling, sparse_meta_data, context, before, kwargs)
             scores = start.scores.expand(batch, kv_heads, -1)
             readable = allowed[:, :, 0, :before].expand(-1, kv_heads, -1)
             state = _Alive(readable, readable, scores[..., :before])
         state = state.longer(kv_len)
+        looked = start is not None and start.looked
         place = torch.arange(kv_len, device=keys.device)
         chosen_rows = []
         for row in range(q_len):
@@ -182,12 +182,11 @@ class EvictingMasker(ResearchMasker):
             held_already = kept[:, :, row] & readable
             add = self.keys_of_budget(readable.sum(-1), held_already.sum(-1))
             own = torch.where(readable, place, -1).amax(-1)
-            looked = start is not None and start.looked
             if start is not None and looked:
                 state.scores[..., before + row] = start.scores[..., before + row]
             logits = attention_logits(queries[:, :, row : row + 1], keys, scaling).squeeze(2)
             ranks = state.scores
-            if self.ranks_by_attention and not (begins and row == 0):
+            if self.ranks_by_attention and (start is None or row > 0):
                 ranks = self.ranks(held_weights(logits, state.alive & readable, kwargs), kv_heads)
             spared = torch.minimum(self.recent(add, own, context), add)
             ranks = ranks.masked_fill(place > (own - spared).unsqueeze(-1), SPARED)
